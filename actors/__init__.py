@@ -1,0 +1,1 @@
+"""Actors and their messages: gateway, scheduler, workers, transfer and supervisor."""

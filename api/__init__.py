@@ -1,0 +1,1 @@
+"""The OpenAI HTTP surface: validation, chat templates, streaming and errors."""
