@@ -1,0 +1,395 @@
+"""Every message that actors exchange: frozen, tagged structs, one union per inbox.
+
+Commands are imperatives (`StartPrefill`), events past tense (`PrefillFinished`). A message about a request carries its
+`Key` and a deadline or answers one that did. Bulk arrays never ride in a message: `handle` names an entry of the
+carrier's array table. Times are seconds on the carrier's clock.
+"""
+
+from typing import Literal, NewType
+
+import msgspec
+
+from runtime.sampling_params import SamplingParams
+
+Address = NewType("Address", str)
+"""Name of an inbox: `gateway`, `scheduler`, `transfer`, `supervisor`, `prefill.0`, `decode.1`, `mixed.0`, `client/ID`."""
+
+GATEWAY = Address("gateway")
+SCHEDULER = Address("scheduler")
+TRANSFER = Address("transfer")
+SUPERVISOR = Address("supervisor")
+
+FinishReason = Literal["stop", "length"]
+MailboxClass = Literal["control", "cancel", "token", "work"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Root of all messages."""
+
+
+class Key(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """One attempt at one choice of one request. A group of choices that share a prefill is known by its first one."""
+
+    request: str
+    choice: int
+    attempt: int
+
+    def sibling(self, choice: int) -> "Key":
+        """The same attempt's key of another choice in the group."""
+        return Key(self.request, choice, self.attempt)
+
+
+class TokenRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One accepted token with its logprob record; `top` is (token id, logprob), best first."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A failure as the HTTP edge will tell it. `retry_after_s` goes with 429 and 503."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+
+# --- client -> gateway ---------------------------------------------------------------------------------------------
+
+
+class Submit(Message):
+    """A validated request. All its events go to `client`; exactly one of them is terminal."""
+
+    request: str
+    client: Address
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    num_choices: int
+    stop: tuple[str, ...] = ()
+    queue_timeout_s: float
+    progress_timeout_s: float
+
+
+class Disconnect(Message):
+    """The client is gone: everything of the request is aborted, nothing more is sent to it."""
+
+    request: str
+
+
+class Drain(Message):
+    """Refuse new requests from now on; `Drained` goes to `reply_to` once none is left."""
+
+    reply_to: Address
+
+
+# --- gateway -> client ---------------------------------------------------------------------------------------------
+
+
+class Delta(Message):
+    """New accepted tokens of one choice and the text they release.
+
+    Text is held back while it could be the beginning of a stop string or of an incomplete character, so a delta may
+    carry tokens and no text. The delta with `finish` is the choice's last; `stop_match` names the matched stop string
+    or token id.
+    """
+
+    request: str
+    choice: int
+    text: str
+    tokens: tuple[TokenRecord, ...]
+    finish: FinishReason | None = None
+    stop_match: str | int | None = None
+
+
+class Completed(Message):
+    """Terminal: every choice has finished. `completion_tokens` sums the choices."""
+
+    request: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Failed(Message):
+    """Terminal: the request was refused or could not be finished."""
+
+    request: str
+    error: ErrorInfo
+
+
+class Drained(Message):
+    """No request is left."""
+
+
+# --- gateway <-> scheduler -----------------------------------------------------------------------------------------
+
+
+class Admit(Message):
+    """Place a group of choices. `order` is the request's age: smaller is older and survives longer.
+
+    `tokens` is what to prefill: the prompt, and for a recovered choice its accepted tokens behind it;
+    `prompt_tokens` tells where the prompt ends.
+    """
+
+    key: Key
+    choices: tuple[int, ...]
+    order: int
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    params: SamplingParams
+    deadline: float
+
+
+class Placed(Message):
+    """The group has its workers; the gateway sends them cancels of single choices."""
+
+    key: Key
+    prefill: Address
+    decode: Address
+
+
+class Refused(Message):
+    """The scheduler will not place the group."""
+
+    key: Key
+    error: ErrorInfo
+
+
+class AbortGroup(Message):
+    """Drop these choices of this attempt wherever they are."""
+
+    key: Key
+    choices: tuple[int, ...]
+    deadline: float
+
+
+# --- scheduler <-> workers -----------------------------------------------------------------------------------------
+
+
+class Reserve(Message):
+    """Lease pages and rows for a group: its prompt's pages once, a tail and `reserve_tokens` more for each choice."""
+
+    key: Key
+    choices: tuple[int, ...]
+    order: int
+    num_tokens: int
+    prompt_tokens: int
+    reserve_tokens: int
+    deadline: float
+
+
+class Inventory(Message):
+    """A worker's own page and row accounting: the truth that the scheduler's view is rebuilt from."""
+
+    worker: Address
+    free_pages: int
+    free_rows: int
+    num_groups: int
+    queued_prefill_tokens: int
+
+
+class Reserved(Message):
+    """The lease is held from here until its choices end. The first `cached_tokens` tokens need no transfer."""
+
+    key: Key
+    cached_tokens: int
+    inventory: Inventory
+
+
+class ReserveRefused(Message):
+    """Not enough pages or rows now; try again when the inventory has grown."""
+
+    key: Key
+    inventory: Inventory
+
+
+class StartPrefill(Message):
+    """Prefill the group's tokens for the decode worker that holds its lease, skipping `cached_tokens` of transfer."""
+
+    key: Key
+    choices: tuple[int, ...]
+    order: int
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    params: SamplingParams
+    decode: Address
+    deadline: float
+
+
+class Cancel(Message):
+    """Stop these choices of this attempt and remember that until `deadline`, so that a late start makes no zombie."""
+
+    key: Key
+    choices: tuple[int, ...]
+    deadline: float
+
+
+class PrefillFinished(Message):
+    """The prefill worker has nothing of this group left but chunks in transfer."""
+
+    key: Key
+    inventory: Inventory
+
+
+class Released(Message):
+    """Choices of this attempt ended on this worker and their pages and rows are free, or will be once retired."""
+
+    key: Key
+    choices: tuple[int, ...]
+    inventory: Inventory
+
+
+# --- prefill -> transfer -> decode ---------------------------------------------------------------------------------
+
+
+class MoveChunk(Message):
+    """Move a staged chunk to the decode worker's slice. It stays the sender's until the decode worker acknowledges."""
+
+    key: Key
+    sequence: int
+    token_start: int
+    token_end: int
+    handle: int
+    sender: Address
+    target: Address
+    deadline: float
+
+
+class KvChunkReady(Message):
+    """The chunk lies on the decode worker's slice under `handle`, which the receiver now owns."""
+
+    key: Key
+    sequence: int
+    token_start: int
+    token_end: int
+    handle: int
+    sender: Address
+
+
+class ChunkAcked(Message):
+    """The chunk was inserted, or is not wanted any more: its staging credit is the sender's again."""
+
+    key: Key
+    sequence: int
+    worker: Address
+
+
+class ChunkLost(Message):
+    """The transfer failed; the staged chunk is still the sender's."""
+
+    key: Key
+    sequence: int
+    worker: Address
+    reason: str
+
+
+class StartDecode(Message):
+    """Decode these choices from their first tokens once KV for `num_tokens` tokens is covered.
+
+    `tokens` is what was prefilled (prompt, then accepted tokens); `starts` pairs each choice that goes on with the
+    token that prefill sampled. Choices of the group that are missing here have ended: their part of the lease goes.
+    """
+
+    key: Key
+    order: int
+    starts: tuple[tuple[int, int], ...]
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    params: SamplingParams
+    sender: Address
+    deadline: float
+
+
+# --- workers -> gateway --------------------------------------------------------------------------------------------
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """One token of one choice at its output index; `finish` tells that the worker ended the choice with it."""
+
+    key: Key
+    index: int
+    record: TokenRecord
+    finish: FinishReason | None = None
+
+
+class TokensSampled(Message):
+    """All tokens of one step of one worker."""
+
+    worker: Address
+    tokens: tuple[SampledToken, ...]
+
+
+class Preempted(Message):
+    """The worker gave these choices up; the gateway starts a new attempt for each from what it has accepted."""
+
+    worker: Address
+    key: Key
+    choices: tuple[int, ...]
+    reason: str
+
+
+# --- supervision ---------------------------------------------------------------------------------------------------
+
+
+class WorkerDown(Message):
+    """A worker died; whatever it held is gone. `final` when it is not coming back."""
+
+    worker: Address
+    reason: str
+    final: bool
+
+
+class WorkerUp(Message):
+    """A worker runs (again) with an empty pool."""
+
+    inventory: Inventory
+
+
+class GetStatus(Message):
+    """Ask the gateway for its counts; answered with `Status`."""
+
+    reply_to: Address
+
+
+class Status(Message):
+    """Requests in the ledger and workers that are down."""
+
+    running: int
+    draining: bool
+    workers_down: tuple[str, ...]
+
+
+GatewayMessage = (
+    Submit | Disconnect | Drain | Placed | Refused | TokensSampled | Preempted | WorkerDown | WorkerUp | GetStatus
+)
+SchedulerMessage = (
+    Admit | AbortGroup | Reserved | ReserveRefused | PrefillFinished | Released | WorkerDown | WorkerUp
+)
+WorkerMessage = (
+    Reserve | StartPrefill | Cancel | KvChunkReady | ChunkAcked | ChunkLost | StartDecode | WorkerDown
+)
+TransferMessage = MoveChunk | Cancel | WorkerDown
+ClientMessage = Delta | Completed | Failed | Drained | Status
+AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
+
+_CONTROL = (
+    Drain, Placed, Refused, Reserved, ReserveRefused, PrefillFinished, Released, ChunkAcked, ChunkLost,
+    WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
+)  # fmt: skip
+_CANCEL = (Disconnect, AbortGroup, Cancel)
+_TOKEN = (TokensSampled, StartDecode, KvChunkReady, Delta, Completed, Failed)
+
+
+def mailbox_class(message: Message) -> MailboxClass:
+    """The class by which an inbox orders and bounds this message: control, then cancel, then token, then work."""
+    if isinstance(message, _CONTROL):
+        return "control"
+    if isinstance(message, _CANCEL):
+        return "cancel"
+    if isinstance(message, _TOKEN):
+        return "token"
+    return "work"
