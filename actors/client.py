@@ -1,0 +1,40 @@
+"""How the HTTP edge talks to the gateway: one stream of events per request.
+
+The protocol is what `api/` depends on; the carriers provide it. Leaving the stream's context before its terminal event
+tells the gateway that the client is gone, which aborts the request everywhere.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+from actors.messages import Completed, Delta, Failed, Status
+from runtime.sampling_params import SamplingParams
+
+ClientEvent = Delta | Completed | Failed
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated request as the API hands it over. `request` is unique among the requests in flight."""
+
+    request: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    num_choices: int = 1
+    stop: tuple[str, ...] = ()
+    queue_timeout_s: float = 600.0
+    progress_timeout_s: float = 300.0
+
+
+class EngineClient(Protocol):
+    """The gateway as the API sees it."""
+
+    def stream(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[ClientEvent]]:
+        """Submits on entry; the iterator ends after `Completed` or `Failed`. Both raise no errors of their own."""
+        ...
+
+    async def status(self) -> Status:
+        """The gateway's counts."""
+        ...
