@@ -26,6 +26,10 @@ class EngineTimeout(Exception):
     """A slice did not answer in time. Its thread may still be inside the call."""
 
 
+class EngineFailure(Exception):
+    """A call on a slice raised; the cause is chained."""
+
+
 class ArrayTable:
     """Carrier-owned table of bulk objects that messages name by handle."""
 
@@ -94,7 +98,7 @@ class Context(Protocol):
         ...
 
     async def run_engine(self, lane: str, call: Callable[[], T], timeout_s: float) -> T:
-        """Runs a blocking call on the named lane's own thread, in order. Raises EngineTimeout or the call's error."""
+        """Runs a blocking call on the named lane's own thread, in order. Raises EngineTimeout or EngineFailure."""
         ...
 
     def spawn(self, name: str, body: Callable[[], Coroutine[Any, Any, None]]) -> None:

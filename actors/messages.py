@@ -10,14 +10,14 @@ from typing import Literal, NewType
 import msgspec
 
 from runtime.sampling_params import SamplingParams
+from runtime.topology import Role
 
 Address = NewType("Address", str)
-"""Name of an inbox: `gateway`, `scheduler`, `transfer`, `supervisor`, `prefill.0`, `decode.1`, `mixed.0`, `client/ID`."""
+"""Name of an inbox: `gateway`, `scheduler`, `transfer`, `prefill.0`, `decode.1`, `mixed.0`, `client/ID`."""
 
 GATEWAY = Address("gateway")
 SCHEDULER = Address("scheduler")
 TRANSFER = Address("transfer")
-SUPERVISOR = Address("supervisor")
 
 FinishReason = Literal["stop", "length"]
 MailboxClass = Literal["control", "cancel", "token", "work"]
@@ -57,10 +57,10 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: int | None = None
 
 
-# --- client -> gateway ---------------------------------------------------------------------------------------------
+# --- client -> gateway
 
 
-class Submit(Message):
+class Submit(Message, frozen=True, kw_only=True):
     """A validated request. All its events go to `client`; exactly one of them is terminal."""
 
     request: str
@@ -73,22 +73,22 @@ class Submit(Message):
     progress_timeout_s: float
 
 
-class Disconnect(Message):
+class Disconnect(Message, frozen=True, kw_only=True):
     """The client is gone: everything of the request is aborted, nothing more is sent to it."""
 
     request: str
 
 
-class Drain(Message):
+class Drain(Message, frozen=True, kw_only=True):
     """Refuse new requests from now on; `Drained` goes to `reply_to` once none is left."""
 
     reply_to: Address
 
 
-# --- gateway -> client ---------------------------------------------------------------------------------------------
+# --- gateway -> client
 
 
-class Delta(Message):
+class Delta(Message, frozen=True, kw_only=True):
     """New accepted tokens of one choice and the text they release.
 
     Text is held back while it could be the beginning of a stop string or of an incomplete character, so a delta may
@@ -104,7 +104,7 @@ class Delta(Message):
     stop_match: str | int | None = None
 
 
-class Completed(Message):
+class Completed(Message, frozen=True, kw_only=True):
     """Terminal: every choice has finished. `completion_tokens` sums the choices."""
 
     request: str
@@ -113,21 +113,21 @@ class Completed(Message):
     cached_tokens: int
 
 
-class Failed(Message):
+class Failed(Message, frozen=True, kw_only=True):
     """Terminal: the request was refused or could not be finished."""
 
     request: str
     error: ErrorInfo
 
 
-class Drained(Message):
+class Drained(Message, frozen=True, kw_only=True):
     """No request is left."""
 
 
-# --- gateway <-> scheduler -----------------------------------------------------------------------------------------
+# --- gateway <-> scheduler
 
 
-class Admit(Message):
+class Admit(Message, frozen=True, kw_only=True):
     """Place a group of choices. `order` is the request's age: smaller is older and survives longer.
 
     `tokens` is what to prefill: the prompt, and for a recovered choice its accepted tokens behind it;
@@ -143,22 +143,23 @@ class Admit(Message):
     deadline: float
 
 
-class Placed(Message):
-    """The group has its workers; the gateway sends them cancels of single choices."""
+class Placed(Message, frozen=True, kw_only=True):
+    """The group has its workers; the first `cached_tokens` tokens came from a prefix cache."""
 
     key: Key
     prefill: Address
     decode: Address
+    cached_tokens: int
 
 
-class Refused(Message):
+class Refused(Message, frozen=True, kw_only=True):
     """The scheduler will not place the group."""
 
     key: Key
     error: ErrorInfo
 
 
-class AbortGroup(Message):
+class AbortGroup(Message, frozen=True, kw_only=True):
     """Drop these choices of this attempt wherever they are."""
 
     key: Key
@@ -166,10 +167,10 @@ class AbortGroup(Message):
     deadline: float
 
 
-# --- scheduler <-> workers -----------------------------------------------------------------------------------------
+# --- scheduler <-> workers
 
 
-class Reserve(Message):
+class Reserve(Message, frozen=True, kw_only=True):
     """Lease pages and rows for a group: its prompt's pages once, a tail and `reserve_tokens` more for each choice."""
 
     key: Key
@@ -181,7 +182,7 @@ class Reserve(Message):
     deadline: float
 
 
-class Inventory(Message):
+class Inventory(Message, frozen=True, kw_only=True):
     """A worker's own page and row accounting: the truth that the scheduler's view is rebuilt from."""
 
     worker: Address
@@ -191,7 +192,7 @@ class Inventory(Message):
     queued_prefill_tokens: int
 
 
-class Reserved(Message):
+class Reserved(Message, frozen=True, kw_only=True):
     """The lease is held from here until its choices end. The first `cached_tokens` tokens need no transfer."""
 
     key: Key
@@ -199,14 +200,14 @@ class Reserved(Message):
     inventory: Inventory
 
 
-class ReserveRefused(Message):
+class ReserveRefused(Message, frozen=True, kw_only=True):
     """Not enough pages or rows now; try again when the inventory has grown."""
 
     key: Key
     inventory: Inventory
 
 
-class StartPrefill(Message):
+class StartPrefill(Message, frozen=True, kw_only=True):
     """Prefill the group's tokens for the decode worker that holds its lease, skipping `cached_tokens` of transfer."""
 
     key: Key
@@ -220,33 +221,30 @@ class StartPrefill(Message):
     deadline: float
 
 
-class Cancel(Message):
-    """Stop these choices of this attempt and remember that until `deadline`, so that a late start makes no zombie."""
+class Cancel(Message, frozen=True, kw_only=True):
+    """Stop these choices of this attempt and remember that until `deadline`, so that a late start makes no zombie.
+
+    `whole` tells that no choice of the group is wanted any more.
+    """
 
     key: Key
     choices: tuple[int, ...]
     deadline: float
+    whole: bool
 
 
-class PrefillFinished(Message):
-    """The prefill worker has nothing of this group left but chunks in transfer."""
+class Released(Message, frozen=True, kw_only=True):
+    """Choices of this attempt ended on this decode worker; an `Inventory` follows when their pages are free."""
 
-    key: Key
-    inventory: Inventory
-
-
-class Released(Message):
-    """Choices of this attempt ended on this worker and their pages and rows are free, or will be once retired."""
-
+    worker: Address
     key: Key
     choices: tuple[int, ...]
-    inventory: Inventory
 
 
-# --- prefill -> transfer -> decode ---------------------------------------------------------------------------------
+# --- prefill -> transfer -> decode
 
 
-class MoveChunk(Message):
+class MoveChunk(Message, frozen=True, kw_only=True):
     """Move a staged chunk to the decode worker's slice. It stays the sender's until the decode worker acknowledges."""
 
     key: Key
@@ -259,7 +257,7 @@ class MoveChunk(Message):
     deadline: float
 
 
-class KvChunkReady(Message):
+class KvChunkReady(Message, frozen=True, kw_only=True):
     """The chunk lies on the decode worker's slice under `handle`, which the receiver now owns."""
 
     key: Key
@@ -270,7 +268,7 @@ class KvChunkReady(Message):
     sender: Address
 
 
-class ChunkAcked(Message):
+class ChunkAcked(Message, frozen=True, kw_only=True):
     """The chunk was inserted, or is not wanted any more: its staging credit is the sender's again."""
 
     key: Key
@@ -278,7 +276,7 @@ class ChunkAcked(Message):
     worker: Address
 
 
-class ChunkLost(Message):
+class ChunkLost(Message, frozen=True, kw_only=True):
     """The transfer failed; the staged chunk is still the sender's."""
 
     key: Key
@@ -287,7 +285,7 @@ class ChunkLost(Message):
     reason: str
 
 
-class StartDecode(Message):
+class StartDecode(Message, frozen=True, kw_only=True):
     """Decode these choices from their first tokens once KV for `num_tokens` tokens is covered.
 
     `tokens` is what was prefilled (prompt, then accepted tokens); `starts` pairs each choice that goes on with the
@@ -304,7 +302,7 @@ class StartDecode(Message):
     deadline: float
 
 
-# --- workers -> gateway --------------------------------------------------------------------------------------------
+# --- workers -> gateway
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
@@ -316,14 +314,14 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     finish: FinishReason | None = None
 
 
-class TokensSampled(Message):
+class TokensSampled(Message, frozen=True, kw_only=True):
     """All tokens of one step of one worker."""
 
     worker: Address
     tokens: tuple[SampledToken, ...]
 
 
-class Preempted(Message):
+class Preempted(Message, frozen=True, kw_only=True):
     """The worker gave these choices up; the gateway starts a new attempt for each from what it has accepted."""
 
     worker: Address
@@ -332,30 +330,34 @@ class Preempted(Message):
     reason: str
 
 
-# --- supervision ---------------------------------------------------------------------------------------------------
+# --- supervision
 
 
-class WorkerDown(Message):
+class WorkerDown(Message, frozen=True, kw_only=True):
     """A worker died; whatever it held is gone. `final` when it is not coming back."""
 
     worker: Address
     reason: str
-    final: bool
+    final: bool = False
 
 
-class WorkerUp(Message):
+class WorkerUp(Message, frozen=True, kw_only=True):
     """A worker runs (again) with an empty pool."""
 
     inventory: Inventory
+    role: Role
+    page_size: int
+    usable_pages: int
+    num_rows: int
 
 
-class GetStatus(Message):
+class GetStatus(Message, frozen=True, kw_only=True):
     """Ask the gateway for its counts; answered with `Status`."""
 
     reply_to: Address
 
 
-class Status(Message):
+class Status(Message, frozen=True, kw_only=True):
     """Requests in the ledger and workers that are down."""
 
     running: int
@@ -366,19 +368,15 @@ class Status(Message):
 GatewayMessage = (
     Submit | Disconnect | Drain | Placed | Refused | TokensSampled | Preempted | WorkerDown | WorkerUp | GetStatus
 )
-SchedulerMessage = (
-    Admit | AbortGroup | Reserved | ReserveRefused | PrefillFinished | Released | WorkerDown | WorkerUp
-)
-WorkerMessage = (
-    Reserve | StartPrefill | Cancel | KvChunkReady | ChunkAcked | ChunkLost | StartDecode | WorkerDown
-)
+SchedulerMessage = Admit | AbortGroup | Reserved | ReserveRefused | Released | Inventory | WorkerDown | WorkerUp
+WorkerMessage = Reserve | StartPrefill | Cancel | KvChunkReady | ChunkAcked | ChunkLost | StartDecode | WorkerDown
 TransferMessage = MoveChunk | Cancel | WorkerDown
 ClientMessage = Delta | Completed | Failed | Drained | Status
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
-    Drain, Placed, Refused, Reserved, ReserveRefused, PrefillFinished, Released, ChunkAcked, ChunkLost,
-    WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
+    Drain, Placed, Refused, Reserved, ReserveRefused, Released, Inventory, ChunkAcked, ChunkLost, WorkerDown,
+    WorkerUp, GetStatus, Status, Drained, Preempted,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, StartDecode, KvChunkReady, Delta, Completed, Failed)

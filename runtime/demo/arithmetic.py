@@ -108,7 +108,8 @@ def work_out(expression: Expression) -> Working:
             lines.append(to_text(innermost))
         operations.append(innermost)
         left, right = innermost.left, innermost.right
-        assert isinstance(left, int) and isinstance(right, int)
+        assert isinstance(left, int)
+        assert isinstance(right, int)
         match innermost.operator:
             case "+":
                 value = _add(left, right, lines)

@@ -14,7 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from runtime.demo import phrasing
-from runtime.demo.problems import LEVELS, Problem, draw
+from runtime.demo.arithmetic import Operation
+from runtime.demo.problems import LEVELS, Problem, draw, make_problem, split_of
 from runtime.demo.tokenizer import END_OF_TEXT, MARKER_TOKENS, SPECIAL_TOKENS, TURN_END, TURN_START
 
 LEVEL_WEIGHTS = (14, 16, 20, 26, 24)
@@ -60,6 +61,11 @@ def draw_texts(rng: random.Random) -> tuple[str, str]:
 
 
 def _draw_problem(rng: random.Random) -> Problem:
+    """A training problem of some level, or now and then a division that leaves a remainder."""
+    if rng.random() < 0.03:
+        division = Operation("/", rng.randint(0, 999 if rng.random() < 0.5 else 99), rng.randint(1, 9))
+        if split_of(division) == "train":
+            return make_problem(division, level=4)
     return draw(rng, rng.choices(LEVELS, LEVEL_WEIGHTS)[0], "train")
 
 

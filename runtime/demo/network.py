@@ -1,8 +1,8 @@
 """The Qwen2 forward pass of the demo model's training and evaluation, small and self-contained.
 
-Parameters are a flat dict under their Hugging Face names, weights stored (out, in). Matrix products take bfloat16
-operands and add up in float32; norms, softmax and rotary angles are float32; the residual stream is rounded to
-bfloat16 where a bfloat16 server rounds it. With ``dtype=float32`` nothing is rounded. Serving does not use this file.
+Parameters are a flat dict under their Hugging Face names, weights stored (out, in). All arithmetic is float32; with
+``rounded=True`` weights, activations, keys, values and the residual stream are rounded to bfloat16 where a bfloat16
+server rounds them (products of bfloat16 values added up in float32). Serving does not use this file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 Params = dict[str, jax.Array]
-Cache = list[tuple[jax.Array, jax.Array]]
+Cache = list[tuple[jax.Array, jax.Array]]  # per layer: keys and values [B, S, K, H]
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Shape:
     """The sizes of the network, under their names in ``config.json``."""
 
     vocab_size: int = 512
-    hidden_size: int = 192
-    intermediate_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
     num_hidden_layers: int = 4
-    num_attention_heads: int = 6
+    num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 32
     max_position_embeddings: int = 4096
@@ -85,10 +85,9 @@ def init_params(shape: Shape, seed: int) -> Params:
     return params
 
 
-def _linear(x: jax.Array, weight: jax.Array, dtype: Any) -> jax.Array:
-    """float32[..., out] from x[..., in] and weight[out, in], both rounded to ``dtype`` first."""
-    contract = (((x.ndim - 1,), (1,)), ((), ()))
-    return lax.dot_general(x.astype(dtype), weight.astype(dtype), contract, preferred_element_type=jnp.float32)
+def _linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """float32[..., out] from x[..., in] and weight[out, in]."""
+    return lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -101,6 +100,30 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention output [B, T, K, G, H] of q[B, T, K, G, H], k and v [B, S, K, H], mask bool[B, T, S]."""
+    bias = jnp.where(mask, 0.0, -1e9)
+    scale = q.shape[-1] ** -0.5
+    if q.shape[1] == 1:
+        scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k) * scale + bias[:, None, None]
+        return jnp.einsum("BKGTS,BSKH->BTKGH", jax.nn.softmax(scores, axis=-1), v)
+
+    def one_row(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        # Plain two-dimensional products: on CPUs XLA runs them several times faster than batched ones.
+        q, k, v, bias = row
+        T, K, G, H = q.shape
+        heads = []
+        for head in range(K):
+            q_GTH = q[:, head].transpose(1, 0, 2).reshape(G * T, H)
+            scores = (q_GTH @ k[:, head].T).reshape(G, T, -1) * scale + bias
+            weights = jax.nn.softmax(scores, axis=-1).reshape(G * T, -1)
+            heads.append((weights @ v[:, head]).reshape(G, T, H))
+        return jnp.stack(heads).transpose(2, 0, 1, 3)
+
+    mixed: jax.Array = lax.map(one_row, (q, k, v, bias))
+    return mixed
+
+
 def forward(
     params: Params,
     shape: Shape,
@@ -109,46 +132,45 @@ def forward(
     mask: jax.Array,
     cache: Cache | None = None,
     write_at: jax.Array | int = 0,
-    dtype: Any = jnp.bfloat16,
+    rounded: bool = True,
 ) -> tuple[jax.Array, Cache]:
     """Logits float32[B, T, V] of tokens int32[B, T].
 
     ``mask`` bool[B, T, S] says which keys a query sees. Without a cache the keys are those of this call (S = T);
-    with one, int k and v [B, S, K, H] are written at column ``write_at`` first and the new cache is returned.
+    with one, its keys and values [B, S, K, H] take the new ones from column ``write_at`` on. The new cache is returned.
     """
     B, T = tokens.shape
     N, K, H = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
     frequencies = shape.rope_theta ** -(jnp.arange(0, H, 2, dtype=jnp.float32) / H)
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    bias_BTS = jnp.where(mask, 0.0, -1e9)[:, None, None]
     new_cache: Cache = []
 
-    def rounded(value: jax.Array) -> jax.Array:
-        return value.astype(dtype).astype(jnp.float32)
+    def bf16(value: jax.Array) -> jax.Array:
+        return lax.reduce_precision(value, exponent_bits=8, mantissa_bits=7) if rounded else value
 
-    x = rounded(params["model.embed_tokens.weight"][tokens])
+    def weight(name: str) -> jax.Array:
+        return bf16(params[name + ".weight"])
+
+    x = weight("model.embed_tokens")[tokens]
     for layer in range(shape.num_hidden_layers):
         name = f"model.layers.{layer}."
-        h = _norm(x, params[name + "input_layernorm.weight"], shape.rms_norm_eps)
+        h = bf16(_norm(x, weight(name + "input_layernorm"), shape.rms_norm_eps))
         q, k, v = (
-            _linear(h, params[f"{name}self_attn.{part}_proj.weight"], dtype) + params[f"{name}self_attn.{part}_proj.bias"]
+            bf16(_linear(h, weight(f"{name}self_attn.{part}_proj")) + bf16(params[f"{name}self_attn.{part}_proj.bias"]))
             for part in "qkv"
         )
-        q = _rotate(q.reshape(B, T, N, H), cos, sin).astype(dtype).reshape(B, T, K, N // K, H)
-        k = _rotate(k.reshape(B, T, K, H), cos, sin).astype(dtype)
-        v = v.reshape(B, T, K, H).astype(dtype)
+        q = bf16(_rotate(q.reshape(B, T, N, H), cos, sin)).reshape(B, T, K, N // K, H)
+        k = bf16(_rotate(k.reshape(B, T, K, H), cos, sin))
+        v = v.reshape(B, T, K, H)
         if cache is not None:
             k = lax.dynamic_update_slice_in_dim(cache[layer][0], k, write_at, axis=1)
             v = lax.dynamic_update_slice_in_dim(cache[layer][1], v, write_at, axis=1)
         new_cache.append((k, v))
-        scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
-        attention = jax.nn.softmax(scores + bias_BTS, axis=-1).astype(dtype)
-        mixed = jnp.einsum("BKGTS,BSKH->BTKGH", attention, v, preferred_element_type=jnp.float32)
-        x = rounded(x + _linear(mixed.reshape(B, T, N * H), params[name + "self_attn.o_proj.weight"], dtype))
-        h = _norm(x, params[name + "post_attention_layernorm.weight"], shape.rms_norm_eps)
-        gate = _linear(h, params[name + "mlp.gate_proj.weight"], dtype)
-        up = _linear(h, params[name + "mlp.up_proj.weight"], dtype)
-        x = rounded(x + _linear(jax.nn.silu(gate) * up, params[name + "mlp.down_proj.weight"], dtype))
-    h = _norm(x, params["model.norm.weight"], shape.rms_norm_eps)
-    return _linear(h, params["model.embed_tokens.weight"], dtype), new_cache
+        mixed = bf16(_attend(q, k, v, mask)).reshape(B, T, N * H)
+        x = bf16(x + bf16(_linear(mixed, weight(name + "self_attn.o_proj"))))
+        h = bf16(_norm(x, weight(name + "post_attention_layernorm"), shape.rms_norm_eps))
+        gate, up = bf16(_linear(h, weight(name + "mlp.gate_proj"))), bf16(_linear(h, weight(name + "mlp.up_proj")))
+        x = bf16(x + bf16(_linear(bf16(jax.nn.silu(gate) * up), weight(name + "mlp.down_proj"))))
+    h = bf16(_norm(x, weight("model.norm"), shape.rms_norm_eps))
+    return _linear(h, weight("model.embed_tokens")), new_cache

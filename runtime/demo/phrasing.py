@@ -50,7 +50,9 @@ _FRAMES = (
     "Hey, {e}?", "Solve: {e}", "Compute: {e}",
 )  # fmt: skip
 # Wordings that only suit an expression in symbols.
-_BARE = ("{e}", "{e}", "{e}=", "{e}=", "{e} =", "{e} =", "{e}=?", "{e} = ?", "{e}?", "What is {e}=", "{e} equals", "${e}$")
+_BARE = (
+    "{e}", "{e}", "{e}=", "{e}=", "{e} =", "{e} =", "{e}=?", "{e} = ?", "{e}?", "What is {e}=", "{e} equals", "${e}$",
+)  # fmt: skip
 # Wordings around an imperative.
 _ORDERS = (
     "{v}", "{v}.", "{V}", "{V}.", "{V}.", "Please {v}.", "please {v}", "Can you {v}?", "Could you {v}?", "Hi, {v}",

@@ -167,7 +167,7 @@ _DRAWERS: dict[int, Callable[[random.Random], Operation | None]] = {
 }
 
 
-def test_records() -> list[dict[str, str | int]]:
+def make_test_records() -> list[dict[str, str | int]]:
     """The test problems in the layout of MATH-500, every one of them different."""
     rng = random.Random(TEST_SEED)
     records: list[dict[str, str | int]] = []
@@ -196,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo model's test problems.")
     parser.add_argument("--out", type=Path, default=TEST_FILE)
     arguments = parser.parse_args()
-    records = test_records()
+    records = make_test_records()
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     arguments.out.write_text(text, encoding="utf-8")
 

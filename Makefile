@@ -1,0 +1,55 @@
+# Everything runs from a virtual environment that the first target to need it creates.
+#   make up                      serve the demo model            make test    run the tests
+#   make up ARGS="--port 9000"   with flags of `runtime up`      make check   format, lint, types
+#   make up EXTRAS=tpu           with the TPU build of jax       make clean   remove what was made here
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
+EXTRAS ?=
+ARGS ?=
+
+# The first interpreter that runs and is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+
+comma := ,
+SERVE := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+DEVELOP := $(VENV)/.installed-test
+
+.PHONY: up test check format clean
+
+up: $(SERVE)
+	@exec $(BIN)/runtime up $(ARGS)
+
+test: $(DEVELOP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEVELOP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(DEVELOP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer; say which with PYTHON=..." >&2; exit 2; }
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp per set of extras: a second run installs nothing unless the project's requirements changed.
+$(SERVE): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	@echo "Installing runtime$(if $(EXTRAS),[$(EXTRAS)]) into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e ".$(if $(EXTRAS),[$(EXTRAS)])"
+	@touch $@
+
+$(DEVELOP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	@echo "Installing runtime[test] into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,280 @@
+"""The decode phase of a worker: leases, arriving KV, running sequences, growth and preemption.
+
+Pure state and planning; the worker actor executes the plan and sends the messages. A lease promises pages and rows; it
+becomes sequences when its KV coverage is complete and disjoint and `StartDecode` has come. This worker is the only
+writer of its pool.
+"""
+
+import msgspec
+
+from actors.leases import lease_pages
+from actors.messages import FinishReason, Key, KvChunkReady, Reserve, StartDecode
+from runtime.engine import EngineSpec, PageWrite, RowState
+from runtime.pages import PagePool
+from runtime.sampling_params import SamplingParams
+
+
+class Lease:
+    """A group's promise: `shared` pages hold the prompt's full pages, `own` each choice's tail and first growth."""
+
+    def __init__(self, reserve: Reserve, shared: tuple[int, ...], own: dict[int, tuple[int, ...]]) -> None:
+        self.reserve = reserve
+        self.shared = shared
+        self.own = own
+        self.rows: dict[int, int] = {}
+        self.covered: list[tuple[int, int]] = []
+        self.dropped: set[int] = set()
+        self.start: StartDecode | None = None
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sort key: the youngest is preempted first."""
+        return (self.reserve.order, self.reserve.key.choice)
+
+    def pages(self, choice: int) -> tuple[int, ...]:
+        """A choice's pages in token order."""
+        return self.shared + self.own[choice]
+
+    def complete(self) -> bool:
+        """Whether inserted chunks cover all tokens, each once."""
+        position = 0
+        for begin, end in sorted(self.covered):
+            assert begin >= position, (self.reserve.key, self.covered)
+            if begin > position:
+                return False
+            position = end
+        return position == self.reserve.num_tokens
+
+
+class Sequence:
+    """A running choice. `length` tokens have KV and `outputs` were sampled, counting what is dispatched."""
+
+    def __init__(
+        self,
+        key: Key,
+        group: Key,
+        order: int,
+        row: int,
+        pages: tuple[int, ...],
+        length: int,
+        params: SamplingParams,
+    ) -> None:
+        self.key = key
+        self.group = group
+        self.order = order
+        self.row = row
+        self.pages = list(pages)
+        self.length = length
+        self.outputs = 0
+        self.params = params
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sort key: the youngest is preempted first."""
+        return (self.order, self.key.choice)
+
+
+class Insert(msgspec.Struct, frozen=True):
+    """An arrived chunk and where its pages go: chunk page `source[i]` to pool page `pages[i]`."""
+
+    ready: KvChunkReady
+    source: tuple[int, ...]
+    pages: tuple[int, ...]
+
+
+def finish_of(params: SamplingParams, token: int, index: int) -> FinishReason | None:
+    """How the choice ends with this token, if it does."""
+    if token in params.stop_token_ids:
+        return "stop"
+    return "length" if index + 1 >= params.max_tokens else None
+
+
+class DecodePhase:
+    """Leases and sequences of one worker."""
+
+    def __init__(self, spec: EngineSpec, pool: PagePool, free_rows: list[int]) -> None:
+        self._spec = spec
+        self._pool = pool
+        self._free_rows = free_rows
+        self.leases: dict[Key, Lease] = {}
+        self.sequences: dict[Key, Sequence] = {}
+
+    # --- leases
+
+    def reserve(self, message: Reserve) -> Lease | None:
+        """Leases pages and rows for the group, or takes nothing and returns None."""
+        count = len(message.choices)
+        shared, own = lease_pages(self._spec.page_size, message.num_tokens, message.reserve_tokens, count)
+        if shared + own * count > self._pool.free_pages or count > len(self._free_rows):
+            return None
+        lease = Lease(
+            message,
+            self._pool.lease(shared, refs=count),
+            {choice: self._pool.lease(own) for choice in message.choices},
+        )
+        lease.rows = {choice: self._free_rows.pop() for choice in message.choices}
+        self.leases[message.key] = lease
+        return lease
+
+    def place(self, ready: KvChunkReady) -> Insert | None:
+        """Where an arrived chunk goes; None when nobody waits for it (any more)."""
+        lease = self.leases.get(ready.key)
+        if lease is None or (ready.token_start, ready.token_end) in lease.covered:
+            return None
+        page = self._spec.page_size
+        first = ready.token_start // page
+        source, pages = list[int](), list[int]()
+        for column in range(first, self._spec.pages_for(ready.token_end)):
+            targets = (
+                [lease.shared[column]]
+                if column < len(lease.shared)
+                else [own[column - len(lease.shared)] for own in lease.own.values()]
+            )
+            source += [column - first] * len(targets)
+            pages += targets
+        self._pool.hold(pages)
+        lease.covered.append((ready.token_start, ready.token_end))
+        return Insert(ready, tuple(source), tuple(pages))
+
+    def start(self, message: StartDecode, fence: int) -> tuple[int, ...]:
+        """Notes that prefill is done with the group; returns the choices that end here because prefill ended them."""
+        lease = self.leases.get(message.key)
+        if lease is None:
+            return ()
+        lease.start = message
+        going_on = {choice for choice, _ in message.starts} - lease.dropped
+        if not going_on:
+            self.drop(lease, fence)
+        return tuple(choice for choice in lease.reserve.choices if choice not in going_on)
+
+    def begin_covered(self, fence: int) -> list[RowState]:
+        """Turns leases whose KV is complete into sequences; choices that ended in prefill give up their part."""
+        begun = list[RowState]()
+        for lease in list(self.leases.values()):
+            if lease.start is None or not lease.complete():
+                continue
+            for choice, token in lease.start.starts:
+                if choice not in lease.dropped:
+                    begun.append(self._begin(lease, lease.start, choice, token))
+            self.drop(lease, fence)
+        return begun
+
+    def _begin(self, lease: Lease, start: StartDecode, choice: int, token: int) -> RowState:
+        sequence = self._sequence(lease, choice, start.params)
+        output = (*start.tokens[start.prompt_tokens :], token)
+        sequence.outputs = len(output)
+        return RowState(
+            row=sequence.row,
+            sampling=start.params,
+            choice=choice,
+            prompt=start.tokens[: start.prompt_tokens],
+            output=output,
+            pages=tuple(sequence.pages),
+            length=sequence.length,
+            last_token=token,
+        )
+
+    def begin_local(
+        self, lease: Lease, choices: list[int], tokens: tuple[int, ...], params: SamplingParams, fence: int
+    ) -> list[RowState]:
+        """Turns a lease into sequences whose first token the same worker's next step samples (mixed role)."""
+        prompt_tokens = lease.reserve.prompt_tokens
+        begun = list[RowState]()
+        for choice in choices:
+            sequence = self._sequence(lease, choice, params)
+            sequence.outputs = len(tokens) - prompt_tokens + 1
+            row = RowState(
+                row=sequence.row,
+                sampling=params,
+                choice=choice,
+                prompt=tokens[:prompt_tokens],
+                output=tokens[prompt_tokens:],
+                pages=tuple(sequence.pages),
+                length=sequence.length,
+                last_token=0,
+            )
+            begun.append(row)
+        self.drop(lease, fence)
+        return begun
+
+    def _sequence(self, lease: Lease, choice: int, params: SamplingParams) -> Sequence:
+        reserve = lease.reserve
+        pages = lease.pages(choice)
+        sequence = Sequence(
+            reserve.key.sibling(choice), reserve.key, reserve.order, lease.rows.pop(choice), pages,
+            reserve.num_tokens, params,
+        )  # fmt: skip
+        self._pool.hold(pages)
+        del lease.own[choice]
+        self.sequences[sequence.key] = sequence
+        return sequence
+
+    def drop(self, lease: Lease, fence: int) -> None:
+        """Removes the lease and gives up the pages and rows that no sequence took over."""
+        del self.leases[lease.reserve.key]
+        for own in lease.own.values():
+            self._pool.release(lease.shared, fence)
+            self._pool.release(own, fence)
+        self._free_rows.extend(lease.rows.values())
+
+    # --- running
+
+    def plan(self, fence: int) -> tuple[list[Sequence], list[PageWrite], list[Lease | Sequence]]:
+        """Sequences of the next step (oldest first), their page-table deltas, and what had to be preempted for them.
+
+        A sequence that needs a page when none is free sits the step out while pages are in quarantine; with none there
+        either, the youngest lease or sequence is preempted.
+        """
+        chosen, writes, preempted = list[Sequence](), list[PageWrite](), list[Lease | Sequence]()
+        for sequence in sorted(self.sequences.values(), key=lambda sequence: sequence.age):
+            if sequence.key not in self.sequences or sequence.outputs >= sequence.params.max_tokens:
+                continue
+            if sequence.length >= len(sequence.pages) * self._spec.page_size:
+                if not self._pool.free_pages:
+                    if not self._pool.quarantined_pages:
+                        preempted.append(self._preempt_youngest(fence))
+                    continue
+                (page,) = self._pool.lease(1)
+                self._pool.hold((page,))
+                writes.append(PageWrite(sequence.row, len(sequence.pages), page))
+                sequence.pages.append(page)
+            chosen.append(sequence)
+        return chosen, writes, preempted
+
+    def dispatched(self, sequence: Sequence) -> int:
+        """The sequence is part of a dispatched step; returns the output index that the step samples."""
+        index = sequence.outputs
+        sequence.length += 1
+        sequence.outputs += 1
+        return index
+
+    def _preempt_youngest(self, fence: int) -> Lease | Sequence:
+        holders: list[Lease | Sequence] = [*self.leases.values(), *self.sequences.values()]
+        youngest = max(holders, key=lambda holder: holder.age)
+        if isinstance(youngest, Lease):
+            self.drop(youngest, fence)
+        else:
+            self.end(youngest, fence)
+        return youngest
+
+    def end(self, sequence: Sequence, fence: int) -> None:
+        """Removes a sequence; its pages go back once `fence` retires, its row at once (rows are rewritten in order)."""
+        del self.sequences[sequence.key]
+        self._pool.release(sequence.pages, fence)
+        self._free_rows.append(sequence.row)
+
+    def cancel(self, key: Key, choices: tuple[int, ...], fence: int) -> list[int]:
+        """Drops choices of a group; returns those that ended here now."""
+        ended = list[int]()
+        lease = self.leases.get(key)
+        if lease is not None:
+            lease.dropped.update(choices)
+            if lease.dropped >= set(lease.reserve.choices):
+                self.drop(lease, fence)
+                return sorted(lease.dropped)
+        for choice in choices:
+            sequence = self.sequences.get(key.sibling(choice))
+            if sequence is not None:
+                self.end(sequence, fence)
+                ended.append(choice)
+        return ended

@@ -1,0 +1,274 @@
+"""The gateway: owner of the ledger, the only actor that clients see and the only one that raises an attempt.
+
+In: `Submit`, `Disconnect`, `Drain` from clients; `Placed`, `Refused` from the scheduler; `TokensSampled`, `Preempted`
+from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and exactly one terminal event to each client. It
+never waits for anybody but its inbox: a client that does not keep up loses its own stream.
+"""
+
+import heapq
+from collections.abc import Callable
+
+from actors.context import Context
+from actors.ledger import ChoiceRecord, Ledger, RequestRecord, TextStream
+from actors.messages import (
+    SCHEDULER,
+    AbortGroup,
+    Address,
+    Admit,
+    Completed,
+    Delta,
+    Disconnect,
+    Drain,
+    Drained,
+    ErrorInfo,
+    Failed,
+    FinishReason,
+    GatewayMessage,
+    GetStatus,
+    Key,
+    Message,
+    Placed,
+    Preempted,
+    Refused,
+    SampledToken,
+    Status,
+    Submit,
+    TokenRecord,
+    TokensSampled,
+    WorkerDown,
+    WorkerUp,
+)
+
+TextStreamFactory = Callable[[tuple[str, ...], int], TextStream]
+"""Makes the text stream of one choice from the request's stop strings and its `min_tokens`."""
+
+
+class GatewayActor:
+    """See the module. `max_requests` bounds the ledger, and with it every message that can be under way."""
+
+    def __init__(self, make_text: TextStreamFactory, max_requests: int) -> None:
+        self._make_text = make_text
+        self._max_requests = max_requests
+        self.ledger = Ledger()
+        self._deadlines: list[tuple[float, str]] = []
+        self._drain_to: list[Address] = []
+        self._draining = False
+        self._down: set[str] = set()
+
+    async def run(self, ctx: Context) -> None:
+        """Handles messages and deadlines until cancelled."""
+        while True:
+            message = await ctx.receive(self._until_deadline(ctx.now()))
+            if message is not None:
+                self._handle(ctx, message)
+            self._expire(ctx)
+            self._report_drained(ctx)
+
+    def _handle(self, ctx: Context, message: Message) -> None:
+        assert isinstance(message, GatewayMessage), message
+        match message:
+            case Submit():
+                self._submit(ctx, message)
+            case TokensSampled():
+                for sampled in message.tokens:
+                    self._token(ctx, sampled)
+            case Placed():
+                record = self.ledger.requests.get(message.key.request)
+                if record is not None and message.key.attempt == 1:
+                    record.cached_tokens = message.cached_tokens
+            case Preempted():
+                self._preempted(ctx, message)
+            case Refused():
+                self._refused(ctx, message)
+            case Disconnect():
+                self._abort(ctx, message.request)
+            case Drain():
+                self._draining = True
+                self._drain_to.append(message.reply_to)
+            case WorkerDown():
+                self._down.add(message.worker)
+            case WorkerUp():
+                self._down.discard(message.inventory.worker)
+            case GetStatus():
+                ctx.post(message.reply_to, self._status())
+
+    # --- a request comes and goes
+
+    def _submit(self, ctx: Context, submit: Submit) -> None:
+        refusal = self._refusal()
+        if refusal is not None:
+            ctx.post(submit.client, Failed(request=submit.request, error=refusal))
+            return
+        texts = tuple(self._make_text(submit.stop, submit.params.min_tokens) for _ in range(submit.num_choices))
+        record = self.ledger.open(submit, ctx.now(), texts)
+        heapq.heappush(self._deadlines, (record.deadline, submit.request))
+        self._admit(ctx, record, record.choices[0].group, tuple(range(submit.num_choices)))
+
+    def _refusal(self) -> ErrorInfo | None:
+        if self._draining:
+            return ErrorInfo(status=503, message="The server is shutting down.", code="draining", retry_after_s=30)
+        if len(self.ledger.requests) >= self._max_requests:
+            message = f"The server holds {self._max_requests} requests, its limit."
+            return ErrorInfo(status=429, message=message, code="queue_full", retry_after_s=5)
+        return None
+
+    def _admit(self, ctx: Context, record: RequestRecord, key: Key, choices: tuple[int, ...]) -> None:
+        """Asks for a place; a recovered choice brings its accepted tokens along behind the prompt."""
+        submit = record.submit
+        accepted = tuple(token.token for token in record.choices[key.choice].accepted)
+        admit = Admit(
+            key=key,
+            choices=choices,
+            order=record.order,
+            tokens=submit.prompt + accepted,
+            prompt_tokens=len(submit.prompt),
+            params=submit.params,
+            deadline=self._give_up_at(record, ctx.now()),
+        )
+        if not ctx.post(SCHEDULER, admit):
+            self._fail(
+                ctx,
+                record,
+                ErrorInfo(status=503, message="The scheduler does not answer.", code="overloaded"),
+            )
+
+    def _give_up_at(self, record: RequestRecord, now: float) -> float:
+        """After this time nobody needs to remember an attempt that is started or cancelled now."""
+        return now + record.submit.queue_timeout_s + record.submit.progress_timeout_s
+
+    def _complete(self, ctx: Context, record: RequestRecord) -> None:
+        submit = record.submit
+        self.ledger.close(submit.request)
+        ctx.post(
+            submit.client,
+            Completed(
+                request=submit.request,
+                prompt_tokens=len(submit.prompt),
+                completion_tokens=record.completion_tokens,
+                cached_tokens=record.cached_tokens,
+            ),
+        )
+
+    def _fail(self, ctx: Context, record: RequestRecord, error: ErrorInfo) -> None:
+        self._abort(ctx, record.submit.request)
+        ctx.post(record.submit.client, Failed(request=record.submit.request, error=error))
+
+    def _abort(self, ctx: Context, request: str) -> None:
+        """Closes the request without telling the client and takes it away from the workers."""
+        record = self.ledger.requests.get(request)
+        if record is None:
+            return
+        for key, choices in record.open_groups().items():
+            self._abort_group(ctx, record, key, choices)
+        self.ledger.close(request)
+
+    def _abort_group(self, ctx: Context, record: RequestRecord, key: Key, choices: tuple[int, ...]) -> None:
+        deadline = self._give_up_at(record, ctx.now())
+        ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline))
+
+    # --- tokens
+
+    def _token(self, ctx: Context, sampled: SampledToken) -> None:
+        record = self.ledger.requests.get(sampled.key.request)
+        if record is None:
+            return
+        choice = record.choices[sampled.key.choice]
+        for accepted in choice.accept(sampled):
+            record.progressed = ctx.now()
+            self._deliver(ctx, record, choice, accepted)
+            if record.submit.request not in self.ledger.requests:
+                return
+        if record.finished:
+            self._complete(ctx, record)
+
+    def _deliver(self, ctx: Context, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken) -> None:
+        text, finish, stop_match = self._derive(record, choice, sampled)
+        if finish is not None:
+            choice.end(finish)
+        if isinstance(stop_match, str):
+            self._abort_group(ctx, record, choice.group, (choice.choice,))
+        delta = Delta(
+            request=record.submit.request,
+            choice=choice.choice,
+            text=text,
+            tokens=(sampled.record,),
+            finish=finish,
+            stop_match=stop_match,
+        )
+        if not ctx.post(record.submit.client, delta):
+            self._abort(ctx, record.submit.request)
+
+    def _derive(
+        self, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken
+    ) -> tuple[str, FinishReason | None, str | int | None]:
+        """Text, finish reason and what matched, from one accepted token. A token that stops by its id has no text."""
+        token: TokenRecord = sampled.record
+        if sampled.finish == "stop":
+            return choice.text.finish(), "stop", token.token
+        text, stop_string = choice.text.push(token.token)
+        if stop_string is not None:
+            return text, "stop", stop_string
+        if sampled.finish == "length":
+            return text + choice.text.finish(), "length", None
+        return text, None, None
+
+    # --- setbacks
+
+    def _preempted(self, ctx: Context, message: Preempted) -> None:
+        """Starts a new attempt for each choice that was given up and is still wanted."""
+        record = self.ledger.requests.get(message.key.request)
+        if record is None:
+            return
+        lost = [
+            record.choices[index]
+            for index in message.choices
+            if record.choices[index].group == message.key and record.choices[index].finish is None
+        ]
+        if lost:
+            self._abort_group(ctx, record, message.key, tuple(choice.choice for choice in lost))
+        for choice in lost:
+            self._admit(ctx, record, choice.raise_attempt(), (choice.choice,))
+            if record.submit.request not in self.ledger.requests:
+                return
+
+    def _refused(self, ctx: Context, message: Refused) -> None:
+        record = self.ledger.requests.get(message.key.request)
+        if record is None:
+            return
+        choice = record.choices[message.key.choice]
+        if choice.group == message.key and choice.finish is None:
+            self._fail(ctx, record, message.error)
+
+    # --- time
+
+    def _until_deadline(self, now: float) -> float | None:
+        return max(0.0, self._deadlines[0][0] - now) if self._deadlines else None
+
+    def _expire(self, ctx: Context) -> None:
+        """Fails requests past their deadline. Progress moves deadlines, so each is looked at again when due."""
+        while self._deadlines and self._deadlines[0][0] <= ctx.now():
+            _, request = heapq.heappop(self._deadlines)
+            record = self.ledger.requests.get(request)
+            if record is None:
+                continue
+            if record.deadline > ctx.now():
+                heapq.heappush(self._deadlines, (record.deadline, request))
+                continue
+            started = any(choice.accepted for choice in record.choices)
+            limit_s = record.submit.progress_timeout_s if started else record.submit.queue_timeout_s
+            what, code = ("next", "no_progress") if started else ("first", "queue_timeout")
+            message = f"No {what} token within {limit_s:g} s."
+            self._fail(ctx, record, ErrorInfo(status=503, message=message, code=code, retry_after_s=10))
+
+    # --- drain and status
+
+    def _report_drained(self, ctx: Context) -> None:
+        if self._draining and not self.ledger.requests:
+            for address in self._drain_to:
+                ctx.post(address, Drained())
+            self._drain_to.clear()
+
+    def _status(self) -> Status:
+        return Status(
+            running=len(self.ledger.requests), draining=self._draining, workers_down=tuple(sorted(self._down))
+        )

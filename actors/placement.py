@@ -1,0 +1,100 @@
+"""The scheduler's view of workers and its pure choices over it: who decodes, who prefills, how long to wait.
+
+The workers' own accounting is the truth. A view holds the last inventory that the worker sent, minus what has been
+asked of it since.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from actors.leases import lease_pages
+from actors.messages import Address, Admit, Inventory, Key, WorkerUp
+
+
+class WorkerView:
+    """One worker as its last inventory describes it, with the reservations that it has not answered yet."""
+
+    def __init__(self, up: WorkerUp) -> None:
+        self.address: Address = up.inventory.worker
+        self.role = up.role
+        self.page_size = up.page_size
+        self.usable_pages = up.usable_pages
+        self.num_rows = up.num_rows
+        self.inventory = up.inventory
+        self.alive = True
+        self.pending: dict[Key, tuple[int, int]] = {}
+        self.prefill_tokens = 0
+
+    def update(self, inventory: Inventory) -> None:
+        """Takes the worker's word."""
+        self.inventory = inventory
+        self.prefill_tokens = inventory.queued_prefill_tokens
+
+    @property
+    def free_pages(self) -> int:
+        """Free pages once the pending reservations are granted."""
+        return self.inventory.free_pages - sum(pages for pages, _ in self.pending.values())
+
+    @property
+    def free_rows(self) -> int:
+        """Free rows, likewise."""
+        return self.inventory.free_rows - sum(rows for _, rows in self.pending.values())
+
+
+def need(view: WorkerView, admit: Admit, reserve_tokens: int) -> tuple[int, int]:
+    """Pages and rows that the group takes on this worker."""
+    shared, own = lease_pages(view.page_size, len(admit.tokens), reserve_tokens, len(admit.choices))
+    return shared + own * len(admit.choices), len(admit.choices)
+
+
+def choose_decode(views: Iterable[WorkerView], admit: Admit, reserve_tokens: int) -> WorkerView | None:
+    """The living decode worker with the most free pages among those that can take the group now."""
+    best: WorkerView | None = None
+    for view in views:
+        pages, rows = need(view, admit, reserve_tokens)
+        fits = view.alive and view.role != "prefill" and pages <= view.free_pages and rows <= view.free_rows
+        if fits and (best is None or (view.free_pages, view.free_rows) > (best.free_pages, best.free_rows)):
+            best = view
+    return best
+
+
+def choose_prefill(views: Iterable[WorkerView], decode: WorkerView) -> WorkerView | None:
+    """The decode worker itself where it is mixed; else the living prefill worker with the least to do."""
+    if decode.role == "mixed":
+        return decode
+    alive = [view for view in views if view.alive and view.role == "prefill"]
+    return min(alive, key=lambda view: view.prefill_tokens, default=None)
+
+
+def never_fits(views: Iterable[WorkerView], admit: Admit, reserve_tokens: int) -> str | None:
+    """Why no decode worker could take the group even when empty; None when one could."""
+    reason: str | None = None
+    for view in views:
+        if view.role == "prefill":
+            continue
+        pages, rows = need(view, admit, reserve_tokens)
+        if pages <= view.usable_pages and rows <= view.num_rows:
+            return None
+        reason = (
+            f"{len(admit.choices)} choices of {len(admit.tokens)} tokens need {pages} KV pages and {rows} rows; "
+            f"a decode worker has {view.usable_pages} pages and {view.num_rows} rows"
+        )
+    return reason
+
+
+class DrainRate:
+    """Measures how fast groups end, to tell a refused client when to come back."""
+
+    def __init__(self, window: int = 64) -> None:
+        self._ends: deque[float] = deque(maxlen=window)
+
+    def ended(self, now: float) -> None:
+        """One group ended."""
+        self._ends.append(now)
+
+    def retry_after_s(self, queued: int, now: float) -> int:
+        """Whole seconds until `queued` groups have drained at the measured rate, within 1 to 60."""
+        if len(self._ends) < 2 or now <= self._ends[0]:
+            return 5
+        per_group_s = (now - self._ends[0]) / len(self._ends)
+        return int(min(60.0, max(1.0, queued * per_group_s)))

@@ -1,0 +1,172 @@
+"""A running system on the in-memory carrier, and the client through which the HTTP edge uses it."""
+
+import itertools
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+
+from actors.client import ClientEvent, GenerateRequest
+from actors.gateway import TextStreamFactory
+from actors.memory import Inbox, MemoryCarrier
+from actors.messages import (
+    GATEWAY,
+    Address,
+    Completed,
+    Delta,
+    Disconnect,
+    Drain,
+    Drained,
+    ErrorInfo,
+    Failed,
+    GetStatus,
+    Message,
+    Status,
+    Submit,
+)
+from actors.supervisor import WorkerSupervisor
+from actors.wiring import CLIENT_CAPACITY, ActorSpec, SystemOptions, wire
+from runtime.engine import Engine, KvMover
+from runtime.topology import Topology
+
+logger = logging.getLogger(__name__)
+
+_STATUS_TIMEOUT_S = 5.0
+
+
+class System:
+    """Actors that run. `failure` is set once an actor died that the system cannot do without."""
+
+    def __init__(self, carrier: MemoryCarrier, specs: list[ActorSpec]) -> None:
+        self.carrier = carrier
+        self.specs = specs
+        self.failure: str | None = None
+        self._calls = itertools.count()
+
+    @property
+    def client(self) -> "System":
+        """The gateway as the API sees it (`actors.client.EngineClient`)."""
+        return self
+
+    @asynccontextmanager
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[ClientEvent]]:
+        """Submits the request; leaving before its terminal event aborts it everywhere."""
+        address = Address(f"client/{request.request}")
+        inbox = self.carrier.open(address, CLIENT_CAPACITY)
+        events = _Events(inbox, request.request, self)
+        try:
+            if self.failure is None:
+                await self.carrier.send(GATEWAY, _submit(request, address))
+            yield events
+        finally:
+            self.carrier.close(address)
+            if not events.ended:
+                self.carrier.post(GATEWAY, Disconnect(request=request.request))
+
+    async def status(self) -> Status:
+        """The gateway's counts; a system without a gateway is drained of everything."""
+        message = await self._ask(lambda reply_to: GetStatus(reply_to=reply_to), _STATUS_TIMEOUT_S)
+        return message if isinstance(message, Status) else Status(running=0, draining=True, workers_down=(GATEWAY,))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests and waits for those in flight; False when the time was not enough."""
+        return isinstance(await self._ask(lambda reply_to: Drain(reply_to=reply_to), timeout_s), Drained)
+
+    async def _ask(self, question, timeout_s: float) -> Message | None:  # type: ignore[no-untyped-def]
+        address = Address(f"client/ask-{next(self._calls)}")
+        inbox = self.carrier.open(address, CLIENT_CAPACITY)
+        try:
+            if self.failure is not None or not self.carrier.post(GATEWAY, question(address)):
+                return None
+            return await inbox.take_within(timeout_s)
+        finally:
+            self.carrier.close(address)
+
+    async def run(self, spec: ActorSpec) -> None:
+        """Runs one actor. A worker's supervisor may give up; any other actor's end is the system's."""
+        try:
+            await self.carrier.run_actor(spec.address, spec.actor)
+            reason = "returned"
+        except* Exception as errors:
+            logger.exception("%s failed", spec.address)
+            reason = "; ".join(str(error) for error in errors.exceptions)
+        if not isinstance(spec.actor, WorkerSupervisor):
+            self.fail(f"{spec.address} failed: {reason}")
+
+    def fail(self, reason: str) -> None:
+        """Answers every client that waits: nothing will come any more."""
+        self.failure = reason
+        for address in [name for name in self.carrier.inboxes if name.startswith("client/")]:
+            self.carrier.post(address, _failed(address.removeprefix("client/"), reason))
+
+
+class _Events:
+    """The event stream of one request; it ends after its terminal event."""
+
+    def __init__(self, inbox: Inbox, request: str, system: System) -> None:
+        self._inbox = inbox
+        self._request = request
+        self._system = system
+        self.ended = False
+
+    def __aiter__(self) -> AsyncIterator[ClientEvent]:
+        return self
+
+    async def __anext__(self) -> ClientEvent:
+        if self.ended:
+            raise StopAsyncIteration
+        event = self._inbox.take() or self._without_waiting() or await self._inbox.take_within(None)
+        assert isinstance(event, Delta | Completed | Failed), event
+        self.ended = not isinstance(event, Delta)
+        return event
+
+    def _without_waiting(self) -> Failed | None:
+        """The terminal event of a stream that gets none from the gateway."""
+        if self._system.failure is not None:
+            return _failed(self._request, self._system.failure)
+        if self._inbox.mailbox.overflowed:
+            message = "The client did not read its stream."
+            return Failed(request=self._request, error=ErrorInfo(status=500, message=message, code="slow_client"))
+        return None
+
+
+def _submit(request: GenerateRequest, client: Address) -> Submit:
+    return Submit(
+        request=request.request,
+        client=client,
+        prompt=request.prompt,
+        params=request.params,
+        num_choices=request.num_choices,
+        stop=request.stop,
+        queue_timeout_s=request.queue_timeout_s,
+        progress_timeout_s=request.progress_timeout_s,
+    )
+
+
+def _failed(request: str, reason: str) -> Failed:
+    return Failed(request=request, error=ErrorInfo(status=500, message=reason, code="internal_error"))
+
+
+@asynccontextmanager
+async def running_system(
+    engines: Mapping[str, Engine],
+    topology: Topology,
+    mover: KvMover,
+    make_text: TextStreamFactory,
+    options: SystemOptions,
+) -> AsyncIterator[System]:
+    """Starts the actors of a topology on this event loop; leaving stops them at once (drain first)."""
+    carrier = MemoryCarrier()
+    specs = wire(engines, topology, mover, make_text, options)
+    for spec in specs:
+        carrier.open(spec.address, spec.capacity)
+    system = System(carrier, specs)
+    async with anyio.create_task_group() as group:
+        for spec in specs:
+            group.start_soon(system.run, spec, name=spec.address)
+        try:
+            yield system
+        finally:
+            group.cancel_scope.cancel()
+            carrier.close_lanes()

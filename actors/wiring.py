@@ -1,0 +1,81 @@
+"""Which actors a system has, with the sizes of their inboxes: the same on every carrier.
+
+Rooms are computed from what admission lets in, because sends back along a request's path never wait: for each choice
+that may be under way there is room for every message that it can cause.
+"""
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from actors.context import Actor
+from actors.gateway import GatewayActor, TextStreamFactory
+from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, MailboxClass
+from actors.scheduler import SchedulerActor
+from actors.supervisor import RestartPolicy, WorkerSupervisor
+from actors.transfer import TransferActor
+from actors.worker import WorkerActor, WorkerOptions
+from runtime.engine import Engine, KvMover
+from runtime.pages import PagePool
+from runtime.topology import Topology
+
+CLIENT_CAPACITY: Mapping[MailboxClass, int] = {"control": 16, "cancel": 1, "token": 4096, "work": 1}
+"""A client that lets this many deltas lie is cut off."""
+
+
+class SystemOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_queued` requests wait for a place; `max_choices` bounds n. The rest bounds or times the workers."""
+
+    max_queued: int = 1024
+    max_choices: int = 128
+    decode_reserve_tokens: int = 256
+    worker: WorkerOptions = WorkerOptions()
+    restart: RestartPolicy = RestartPolicy()
+
+
+class ActorSpec(msgspec.Struct, frozen=True):
+    """An actor to start: where, with how much room, and whether its death may be survived."""
+
+    address: Address
+    actor: Actor
+    capacity: dict[MailboxClass, int]
+
+
+def wire(
+    engines: Mapping[str, Engine],
+    topology: Topology,
+    mover: KvMover,
+    make_text: TextStreamFactory,
+    options: SystemOptions,
+    make_pool: Callable[[str, int], PagePool] = lambda name, num_pages: PagePool(num_pages),
+) -> list[ActorSpec]:
+    """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages."""
+    rows = sum(engine.spec.num_rows for engine in engines.values())
+    max_requests = options.max_queued + rows
+    room = _capacity(max_requests * min(options.max_choices, rows))
+    specs = [
+        ActorSpec(GATEWAY, GatewayActor(make_text, max_requests), room),
+        ActorSpec(SCHEDULER, SchedulerActor(options.max_queued, options.decode_reserve_tokens), room),
+    ]
+    if not topology.named("mixed"):
+        specs.append(ActorSpec(TRANSFER, TransferActor(mover), room))
+    names = [Address(part.name) for part in topology.slices]
+    for part in topology.slices:
+        address, engine = Address(part.name), engines[part.name]
+
+        def make(address: Address = address, engine: Engine = engine, role=part.role) -> Actor:  # type: ignore[no-untyped-def]
+            return WorkerActor(address, role, engine, make_pool(address, engine.spec.num_pages), options.worker)
+
+        peers = [name for name in names if name != address]
+        specs.append(ActorSpec(address, WorkerSupervisor(make, engine.reset, peers, options.restart), room))
+    return specs
+
+
+def _capacity(num_choices: int) -> dict[MailboxClass, int]:
+    """Room by class for `num_choices` choices under way."""
+    return {
+        "control": 256 + 16 * num_choices,
+        "cancel": 64 + 4 * num_choices,
+        "token": 1024 + 16 * num_choices,
+        "work": 64 + 4 * num_choices,
+    }

@@ -1,0 +1,443 @@
+"""A worker: the actor of one slice. Its role is a policy, which phases it plans; the code is the same for all.
+
+In: `Reserve`, `StartPrefill`, `Cancel` from the scheduler; `KvChunkReady`, `ChunkLost` from transfer; `StartDecode` and
+`ChunkAcked` from other workers. Out: `Reserved`, `ReserveRefused`, `Released`, `Inventory` to the scheduler;
+`TokensSampled`, `Preempted` to the gateway; `MoveChunk` to transfer; `StartDecode`, `ChunkAcked` to other workers.
+
+Its life is a loop of *turns*: read the inbox, plan, enqueue device work (inserts, row state, one step, gathers) in one
+call on the slice's thread, then wait for the step of the turn *before*. So one step is always in flight while the host
+reads the last one, and the next chunk is on its way before this one is done. Pages given up during turn t are named by
+device work up to turn t at most; they stay in quarantine until that turn has retired.
+"""
+
+from collections.abc import Sequence as SequenceOf
+
+import msgspec
+
+from actors.context import Context
+from actors.decode import DecodePhase, Insert, Lease, Sequence, finish_of
+from actors.messages import (
+    GATEWAY,
+    SCHEDULER,
+    TRANSFER,
+    Address,
+    Cancel,
+    ChunkAcked,
+    ChunkLost,
+    Inventory,
+    Key,
+    KvChunkReady,
+    Message,
+    MoveChunk,
+    Preempted,
+    Released,
+    Reserve,
+    Reserved,
+    ReserveRefused,
+    SampledToken,
+    StartDecode,
+    StartPrefill,
+    TokenRecord,
+    TokensSampled,
+    WorkerDown,
+    WorkerMessage,
+    WorkerUp,
+)
+from actors.prefill import PlannedChunk, PrefillJob, PrefillPhase
+from actors.tombstones import Tombstones
+from actors.turn import Flight, Slot, Turn, enqueue
+from runtime.engine import Engine, PrefillSegment, RowState, Sampled, Step
+from runtime.pages import PagePool
+from runtime.topology import Role
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`staged_per_decode` is the staging credit per destination; `step_timeout_s` bounds every call on the slice."""
+
+    staged_per_decode: int = 4
+    step_timeout_s: float = 600.0
+
+
+class WorkerActor:
+    """See the module. Made anew after a failure, with an empty pool."""
+
+    def __init__(self, address: Address, role: Role, engine: Engine, pool: PagePool, options: WorkerOptions) -> None:
+        self.address = address
+        self.role = role
+        self.pool = pool
+        self._engine = engine
+        self._options = options
+        spec = engine.spec
+        self.free_rows = list(range(spec.num_rows))
+        self.prefill = PrefillPhase(spec, pool, options.staged_per_decode)
+        self.decode = DecodePhase(spec, pool, self.free_rows)
+        self._tombstones = Tombstones()
+        self._arrived: list[Insert] = []
+        self._flight: Flight | None = None
+        self._turn = 0
+        self._reported: Inventory | None = None
+
+    async def run(self, ctx: Context) -> None:
+        """Runs turns until cancelled or broken; gives up its array handles in the end."""
+        try:
+            self._announce(ctx)
+            while True:
+                self._read_inbox(ctx)
+                turn = self._plan(ctx)
+                flight = await self._execute(ctx, turn) if turn is not None else None
+                landing, self._flight = self._flight, flight
+                if landing is not None:
+                    await self._land(ctx, landing)
+                elif turn is None:
+                    await self._idle(ctx)
+                self._report(ctx)
+        finally:
+            self._drop_handles(ctx)
+
+    async def _idle(self, ctx: Context) -> None:
+        """Nothing to plan and nothing in flight: settles the device if pages wait for it, else waits for a message."""
+        if self.pool.quarantined_pages:
+            await ctx.run_engine(self.address, self._engine.wait, self._options.step_timeout_s)
+            self.pool.retire(self._turn + 1)
+            return
+        self._report(ctx)
+        message = await ctx.receive()
+        if message is not None:
+            self._handle(ctx, message)
+
+    # --- inbox
+
+    def _read_inbox(self, ctx: Context) -> None:
+        while (message := ctx.receive_nowait()) is not None:
+            self._handle(ctx, message)
+
+    def _handle(self, ctx: Context, message: Message) -> None:
+        assert isinstance(message, WorkerMessage), message
+        match message:
+            case Reserve():
+                self._reserve(ctx, message)
+            case StartPrefill():
+                self._start_prefill(ctx, message)
+            case StartDecode():
+                self._start_decode(ctx, message)
+            case KvChunkReady():
+                self._chunk_ready(ctx, message)
+            case ChunkAcked():
+                self._unstage(ctx, message.key, message.sequence)
+            case ChunkLost():
+                self._chunk_lost(ctx, message)
+            case Cancel():
+                self._cancel(ctx, message)
+            case WorkerDown():
+                self.prefill.forget_decode(message.worker, ctx.arrays.drop)
+
+    @property
+    def _next_fence(self) -> int:
+        """Device work that is already planned, but not enqueued, belongs to the next turn."""
+        return self._turn + 1
+
+    def _reserve(self, ctx: Context, message: Reserve) -> None:
+        wanted = self._tombstones.alive(message.key, message.choices)
+        lease = self.decode.reserve(message) if wanted == message.choices else None
+        inventory = self._inventory()
+        if lease is None:
+            ctx.post(SCHEDULER, ReserveRefused(key=message.key, inventory=inventory))
+        else:
+            ctx.post(SCHEDULER, Reserved(key=message.key, cached_tokens=0, inventory=inventory))
+        self._reported = inventory
+
+    def _start_prefill(self, ctx: Context, message: StartPrefill) -> None:
+        choices = self._tombstones.alive(message.key, message.choices)
+        if not choices:
+            return
+        local_pages = None
+        if message.decode == self.address:
+            lease = self.decode.leases.get(message.key)
+            if lease is None:
+                return
+            local_pages = lease.pages(choices[0])[: self._engine.spec.pages_for(len(message.tokens))]
+            self.pool.hold(local_pages)
+        self.prefill.add(PrefillJob(message, choices, local_pages))
+
+    def _start_decode(self, ctx: Context, message: StartDecode) -> None:
+        ended = self.decode.start(message, self._next_fence)
+        if ended:
+            ctx.post(SCHEDULER, Released(worker=self.address, key=message.key, choices=ended))
+
+    def _chunk_ready(self, ctx: Context, message: KvChunkReady) -> None:
+        insert = self.decode.place(message)
+        if insert is not None:
+            self._arrived.append(insert)
+        else:
+            self._acknowledge(ctx, message)
+
+    def _acknowledge(self, ctx: Context, ready: KvChunkReady) -> None:
+        ctx.arrays.drop(ready.handle)
+        ctx.post(ready.sender, ChunkAcked(key=ready.key, sequence=ready.sequence, worker=self.address))
+
+    def _unstage(self, ctx: Context, key: Key, sequence: int) -> None:
+        handle = self.prefill.unstage(key, sequence)
+        if handle is not None:
+            ctx.arrays.drop(handle)
+
+    def _chunk_lost(self, ctx: Context, message: ChunkLost) -> None:
+        """The transfer failed: this attempt cannot complete its coverage, so the gateway starts another."""
+        self._unstage(ctx, message.key, message.sequence)
+        if self._tombstones.alive(message.key, (message.key.choice,)):
+            job = self.prefill.jobs.get(message.key)
+            choices = tuple(job.choices) if job is not None else (message.key.choice,)
+            if job is not None:
+                self.prefill.end(job, self._next_fence)
+            self._give_up(ctx, message.key, choices, f"transfer failed: {message.reason}")
+
+    def _give_up(self, ctx: Context, key: Key, choices: tuple[int, ...], reason: str) -> None:
+        self._tell_gateway(ctx, Preempted(worker=self.address, key=key, choices=choices, reason=reason))
+
+    def _cancel(self, ctx: Context, message: Cancel) -> None:
+        self._tombstones.bury(message.key, message.choices, message.deadline, ctx.now())
+        self.prefill.cancel(message.key, message.choices, self._next_fence)
+        self.decode.cancel(message.key, message.choices, self._next_fence)
+
+    # --- planning
+
+    def _plan(self, ctx: Context) -> Turn | None:
+        """The next turn, or None when there is nothing to enqueue."""
+        inserts, self._arrived = self._arrived, []
+        rows = self.decode.begin_covered(self._next_fence) if self.role != "prefill" else []
+        sequences, table, preempted = self.decode.plan(self._next_fence)
+        for victim in preempted:
+            self._preempt(ctx, victim)
+        chunks = self.prefill.plan() if self.role != "decode" else ()
+        turn = Turn(
+            inserts=inserts,
+            rows=rows,
+            chunks=(),
+            decode=sequences,
+            step=None,
+            slots=(),
+            gathers=[],
+            copies=[],
+        )
+        segments, slots = self._plan_chunks(turn, chunks)
+        for sequence in sequences:
+            slots.append(Slot(sequence.key, self.decode.dispatched(sequence), None))
+        if segments or sequences:
+            decode_rows = tuple(sequence.row for sequence in sequences)
+            turn.step = Step(prefill=tuple(segments), decode=decode_rows, table=tuple(table))
+        turn.slots = tuple(slots)
+        return turn if turn.step is not None or inserts or turn.rows else None
+
+    def _preempt(self, ctx: Context, victim: Lease | Sequence) -> None:
+        """Tells gateway and scheduler that the pool gave somebody up to make room."""
+        if isinstance(victim, Lease):
+            key, choices = victim.reserve.key, tuple(set(victim.reserve.choices) - victim.dropped)
+            job = self.prefill.jobs.get(key)
+            if job is not None:
+                self.prefill.end(job, self._next_fence)
+        else:
+            key, choices = victim.group, (victim.key.choice,)
+        ctx.post(SCHEDULER, Released(worker=self.address, key=key, choices=choices))
+        self._give_up(ctx, key, choices, "the KV pool is exhausted")
+
+    def _plan_chunks(self, turn: Turn, chunks: SequenceOf[PlannedChunk]) -> tuple[list[PrefillSegment], list[Slot]]:
+        segments, slots, kept = list[PrefillSegment](), list[Slot](), list[PlannedChunk]()
+        for chunk in chunks:
+            job = chunk.job
+            sample_rows: tuple[int, ...] = ()
+            if chunk.last:
+                rows = self._sample_rows(job)
+                if rows is None:
+                    continue
+                turn.rows += rows
+                sample_rows = tuple(row.row for row in rows)
+                index = len(job.start.tokens) - job.start.prompt_tokens
+                remote = None if job.local else job
+                slots += [Slot(job.key.sibling(row.choice), index, remote) for row in rows]
+            kept.append(chunk)
+            pages = job.pages[: self._engine.spec.pages_for(chunk.end)]
+            tokens = job.start.tokens[chunk.begin : chunk.end]
+            segments.append(PrefillSegment(tokens=tokens, start=chunk.begin, pages=pages, sample_rows=sample_rows))
+            self._plan_moves(turn, chunk)
+            self.prefill.dispatched(chunk)
+        turn.chunks = tuple(kept)
+        return segments, slots
+
+    def _plan_moves(self, turn: Turn, chunk: PlannedChunk) -> None:
+        """What leaves after the chunk's forward: pages for transfer, or tail copies for a local group's siblings."""
+        job, page = chunk.job, self._engine.spec.page_size
+        if chunk.send is not None:
+            begin, end = chunk.send
+            turn.gathers.append((chunk, job.pages[begin // page : self._engine.spec.pages_for(end)]))
+        elif chunk.last and job.local and len(job.start.tokens) % page:
+            column = len(job.start.tokens) // page
+            keys = [job.key.sibling(choice) for choice in job.choices]
+            tails = tuple(self.decode.sequences[key].pages[column] for key in keys)
+            targets = tuple(tail for tail in tails if tail != job.pages[column])
+            if targets:
+                turn.copies.append((job.pages[column], targets))
+
+    def _sample_rows(self, job: PrefillJob) -> list[RowState] | None:
+        """Row state for the tokens that the job's last chunk samples; None when rows are short this turn."""
+        start = job.start
+        if job.local:
+            lease = self.decode.leases[job.key]
+            return self.decode.begin_local(lease, job.choices, start.tokens, start.params, self._next_fence)
+        if len(self.free_rows) < len(job.choices):
+            return None
+        return [
+            RowState(
+                row=self.free_rows.pop(),
+                sampling=start.params,
+                choice=choice,
+                prompt=start.tokens[: start.prompt_tokens],
+                output=start.tokens[start.prompt_tokens :],
+                pages=(),
+                length=0,
+                last_token=0,
+            )
+            for choice in job.choices
+        ]
+
+    # --- execution
+
+    async def _execute(self, ctx: Context, turn: Turn) -> Flight | None:
+        arrived = [ctx.arrays.get(insert.ready.handle) for insert in turn.inserts]
+        handle, gathered = await ctx.run_engine(
+            self.address, lambda: enqueue(self._engine, turn, arrived), self._options.step_timeout_s
+        )
+        self._turn += 1
+        for insert in turn.inserts:
+            self._acknowledge(ctx, insert.ready)
+        for (planned, _), kv in zip(turn.gathers, gathered, strict=True):
+            self._move(ctx, planned, ctx.arrays.put(kv))
+        finished = self._end_jobs(turn)
+        if handle is None:
+            return None
+        trailing = bool(turn.gathers or turn.copies)
+        return Flight(handle, turn.slots, finished, self._turn - trailing)
+
+    def _move(self, ctx: Context, planned: PlannedChunk, handle: int) -> None:
+        job = planned.job
+        sequence = self.prefill.stage(planned, handle)
+        assert planned.send is not None
+        move = MoveChunk(
+            key=job.key,
+            sequence=sequence,
+            token_start=planned.send[0],
+            token_end=planned.send[1],
+            handle=handle,
+            sender=self.address,
+            target=job.start.decode,
+            deadline=job.start.deadline,
+        )
+        if not ctx.post(TRANSFER, move):
+            raise RuntimeError(f"transfer has no room for {job.key}")
+
+    def _end_jobs(self, turn: Turn) -> tuple[PrefillJob, ...]:
+        """Jobs whose last chunk is on its way give up their pages and borrowed rows: later work comes after it."""
+        finished = list[PrefillJob]()
+        for chunk in turn.chunks:
+            if chunk.last:
+                self.prefill.end(chunk.job, self._turn)
+                if not chunk.job.local:
+                    finished.append(chunk.job)
+        sampled_rows = [row for segment in (turn.step.prefill if turn.step else ()) for row in segment.sample_rows]
+        for row, slot in zip(sampled_rows, turn.slots, strict=False):
+            if slot.job is not None:
+                self.free_rows.append(row)
+        return tuple(finished)
+
+    # --- results
+
+    async def _land(self, ctx: Context, flight: Flight) -> None:
+        """Reads a step: tokens to the gateway, finished sequences out, prefilled groups on to their decode worker."""
+        sampled = await ctx.run_engine(
+            self.address, lambda: self._engine.fetch(flight.handle), self._options.step_timeout_s
+        )
+        self.pool.retire(flight.retires)
+        tokens = list[SampledToken]()
+        starts: dict[Key, list[tuple[int, int]]] = {job.key: [] for job in flight.finished_jobs}
+        for slot, result in zip(flight.slots, sampled, strict=True):
+            token = self._land_token(ctx, slot, result)
+            if token is None:
+                continue
+            tokens.append(token)
+            if slot.job is not None and token.finish is None:
+                starts[slot.job.key].append((slot.key.choice, result.token))
+        if tokens:
+            self._tell_gateway(ctx, TokensSampled(worker=self.address, tokens=tuple(tokens)))
+        for job in flight.finished_jobs:
+            self._hand_over(ctx, job, tuple(starts[job.key]))
+
+    def _land_token(self, ctx: Context, slot: Slot, result: Sampled) -> SampledToken | None:
+        """The token for the gateway; None for the overrun of a sequence that has ended in the meantime."""
+        if slot.job is not None:
+            if not self._tombstones.alive(slot.key, (slot.key.choice,)):
+                return None
+            finish = finish_of(slot.job.start.params, result.token, slot.index)
+        else:
+            sequence = self.decode.sequences.get(slot.key)
+            if sequence is None:
+                return None
+            finish = finish_of(sequence.params, result.token, slot.index)
+            if finish is not None:
+                self.decode.end(sequence, self._turn)
+                released = Released(worker=self.address, key=sequence.group, choices=(slot.key.choice,))
+                ctx.post(SCHEDULER, released)
+        return SampledToken(slot.key, slot.index, TokenRecord(result.token, result.logprob, result.top), finish)
+
+    def _hand_over(self, ctx: Context, job: PrefillJob, starts: tuple[tuple[int, int], ...]) -> None:
+        start = job.start
+        ctx.post(
+            start.decode,
+            StartDecode(
+                key=job.key,
+                order=start.order,
+                starts=starts,
+                tokens=start.tokens,
+                prompt_tokens=start.prompt_tokens,
+                params=start.params,
+                sender=self.address,
+                deadline=start.deadline,
+            ),
+        )
+
+    def _tell_gateway(self, ctx: Context, message: TokensSampled | Preempted) -> None:
+        if not ctx.post(GATEWAY, message):
+            raise RuntimeError("the gateway has no room for what it reserved")
+
+    # --- inventory
+
+    def _inventory(self) -> Inventory:
+        return Inventory(
+            worker=self.address,
+            free_pages=self.pool.free_pages,
+            free_rows=len(self.free_rows),
+            num_groups=len(self.decode.leases) + len(self.decode.sequences),
+            queued_prefill_tokens=self.prefill.queued_tokens,
+        )
+
+    def _announce(self, ctx: Context) -> None:
+        spec, inventory = self._engine.spec, self._inventory()
+        up = WorkerUp(
+            inventory=inventory,
+            role=self.role,
+            page_size=spec.page_size,
+            usable_pages=spec.usable_pages,
+            num_rows=spec.num_rows,
+        )
+        ctx.post(SCHEDULER, up)
+        ctx.post(GATEWAY, up)
+        self._reported = inventory
+
+    def _report(self, ctx: Context) -> None:
+        inventory = self._inventory()
+        if inventory != self._reported:
+            ctx.post(SCHEDULER, inventory)
+            self._reported = inventory
+
+    def _drop_handles(self, ctx: Context) -> None:
+        for insert in self._arrived:
+            ctx.arrays.drop(insert.ready.handle)
+        for staged in self.prefill.staged.values():
+            ctx.arrays.drop(staged.handle)

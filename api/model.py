@@ -1,0 +1,78 @@
+"""What the HTTP edge knows of the server behind it: the model it serves, its limits, and whether it is ready.
+
+The composition root fills these once the model folder is read; nothing here changes afterwards.
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from runtime import __version__
+from runtime.tokens import Tokenizer
+
+ServerState = Literal["starting", "ready", "draining"]
+
+
+def draw_os_seed() -> int:
+    """A seed for a request that brought none, from the operating system's source."""
+    return secrets.randbits(63)
+
+
+class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling of a request that does not say; a model's `generation_config.json` may set its own."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One model under one or several names, the first of which is shown.
+
+    `max_request_tokens` is what the KV pool holds for a single sequence; `max_choices` bounds the choices of
+    one HTTP request, all its prompts together. `root` is what `/v1/models` shows as the model's origin.
+    """
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    max_context_tokens: int
+    max_request_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    created: int
+    defaults: GenerationDefaults = GenerationDefaults()
+    max_choices: int = 128
+    root: str | None = None
+    draw_seed: Callable[[], int] = draw_os_seed
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Most tokens, prompt and answer together, that one sequence may have."""
+        return min(self.max_context_tokens, self.max_request_tokens)
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Changes when answers to the same seed may change."""
+        return f"runtime-{__version__}"
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests are taken now; `detail` is one line for a person."""
+
+    state: ServerState
+    detail: str | None = None
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Knobs of the HTTP edge. Without `api_keys` everybody is let in, whatever header they send."""
+
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 16 * 2**20
+    ping_interval_s: float = 15.0
+    queue_timeout_s: float = 600.0
+    progress_timeout_s: float = 300.0
+    tokenizer_threads: int = 4

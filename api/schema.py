@@ -1,0 +1,168 @@
+"""The JSON bodies that clients send: which fields are known and of which types.
+
+Decoding checks types only; `validate` checks values. Every field may be absent or null. Fields that are not
+listed are ignored and logged once each: clients send many that do not concern a server. Fields that would
+change the answer but are not built yet are listed in `UNSUPPORTED` and refused by name.
+"""
+
+import logging
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from runtime.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+
+class StreamOptions(msgspec.Struct):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingBody(msgspec.Struct, kw_only=True):
+    """Fields that both endpoints share."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    structured_outputs: Any = None
+    bad_words: Any = None
+    allowed_token_ids: Any = None
+    prompt_logprobs: Any = None
+    include_stop_str_in_output: Any = None
+
+
+class ContentPart(msgspec.Struct):
+    """One part of a message's content; only text is served."""
+
+    type: str
+    text: str | None = None
+
+
+class CalledFunction(msgspec.Struct):
+    """Name and JSON-text arguments of a call that the assistant made earlier."""
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class ToolCall(msgspec.Struct):
+    """A call that the assistant made earlier in the conversation."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: str = "function"
+
+
+class ChatMessage(msgspec.Struct):
+    """One turn of the conversation."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class ChatBody(SamplingBody, kw_only=True):
+    """Body of `/v1/chat/completions`."""
+
+    messages: list[ChatMessage] | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    functions: Any = None
+    continue_final_message: Any = None
+
+
+class CompletionBody(SamplingBody, kw_only=True):
+    """Body of `/v1/completions`."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+UNSUPPORTED = (
+    "structured_outputs", "bad_words", "allowed_token_ids", "prompt_logprobs", "include_stop_str_in_output",
+    "functions", "continue_final_message", "echo", "suffix",
+)  # fmt: skip
+
+Body = TypeVar("Body", bound=SamplingBody)
+
+_DECODERS: dict[type[SamplingBody], msgspec.json.Decoder[Any]] = {
+    ChatBody: msgspec.json.Decoder(ChatBody),
+    CompletionBody: msgspec.json.Decoder(CompletionBody),
+}
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+_JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+_logged: set[str] = set()
+
+
+def decode_body(data: bytes, body_type: type[Body]) -> Body:
+    """Decodes a request's body, or tells which field is of a wrong type."""
+    try:
+        data.decode()
+        body: Body = _DECODERS[body_type].decode(data)
+    except msgspec.ValidationError as error:
+        raise _type_error(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8: {error}", code="invalid_json") from error
+    except RecursionError as error:
+        raise RequestError("the body is nested too deeply", code="invalid_json") from error
+    except msgspec.DecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if logger.isEnabledFor(logging.DEBUG):
+        _log_unknown(data, body_type)
+    return body
+
+
+def _type_error(text: str) -> RequestError:
+    """Rewrites a decoder's message into the words of JSON, naming the field."""
+    path = _PATH.search(text)
+    param = path[1].replace("[...]", "") if path else ""
+    reason = _PATH.sub("", text)
+    reason = re.sub(r"`([^`]*)`", lambda match: " or ".join(_json_name(name) for name in match[1].split(" | ")), reason)
+    return RequestError(
+        f"{param or 'the body'}: {reason[:1].lower()}{reason[1:]}", param=param or None, code="invalid_type"
+    )
+
+
+def _json_name(name: str) -> str:
+    return _JSON_NAMES.get(name, name)
+
+
+def _log_unknown(data: bytes, body_type: type[SamplingBody]) -> None:
+    """Logs each unknown field's name once per process."""
+    known = body_type.__struct_fields__
+    unknown = [name for name in msgspec.json.decode(data, type=dict[str, msgspec.Raw]) if name not in known]
+    for name in unknown:
+        if name not in _logged and len(_logged) < 1000:
+            _logged.add(name)
+            logger.debug("ignoring the unknown request field %r", name[:100])

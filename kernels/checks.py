@@ -1,0 +1,70 @@
+"""Argument checks that the ops share: each names the argument, its shape or type, and what is allowed."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from kernels.kv_pool import value_dtype
+
+FLOATS = ("float32", "bfloat16")
+T = TypeVar("T")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `condition`."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_int32(name: str, array: jax.Array, ndim: int) -> None:
+    """Refuses anything but an int32 array of `ndim` axes."""
+    require(
+        array.dtype == jnp.int32 and array.ndim == ndim,
+        f"{name} must be int32 with {ndim} axes, got {array.dtype}{list(array.shape)}",
+    )
+
+
+def check_pool(kv_pages: jax.Array) -> None:
+    """Refuses a pool that is not `[P, K, 2, page, H]` of float32, bfloat16 or bfloat16 bits (uint16)."""
+    require(
+        kv_pages.ndim == 5 and kv_pages.shape[2] == 2 and kv_pages.shape[0] >= 1,
+        f"kv_pages must be [P, K, 2, page, H], got {list(kv_pages.shape)}",
+    )
+    require(
+        value_dtype(kv_pages.dtype).name in FLOATS,
+        f"kv_pages must hold float32, bfloat16 or uint16 (bfloat16 bits), got {kv_pages.dtype}",
+    )
+
+
+def check_queries(q: jax.Array, kv_pages: jax.Array) -> None:
+    """Refuses queries that do not fit the pool's type, head dim or number of kv heads."""
+    check_pool(kv_pages)
+    num_kv_heads, head_dim = kv_pages.shape[1], kv_pages.shape[4]
+    require(q.ndim == 3, f"q must have 3 axes (tokens, heads, head dim), got {list(q.shape)}")
+    require(
+        q.dtype == value_dtype(kv_pages.dtype),
+        f"q is {q.dtype} but kv_pages holds {value_dtype(kv_pages.dtype)}",
+    )
+    require(q.shape[2] == head_dim, f"q has head dim {q.shape[2]} but kv_pages has {head_dim}")
+    require(
+        q.shape[1] % num_kv_heads == 0,
+        f"q has {q.shape[1]} heads, which is no multiple of the {num_kv_heads} kv heads of kv_pages",
+    )
+
+
+def check_limits(sliding_window: int | None, soft_cap: float | None) -> None:
+    """Refuses a window below one token or a soft cap that is not positive."""
+    require(sliding_window is None or sliding_window >= 1, f"{sliding_window=} must be at least 1")
+    require(soft_cap is None or soft_cap > 0, f"{soft_cap=} must be positive")
+
+
+def pick(op: str, implementation: str | None, implementations: Mapping[str, T]) -> T:
+    """The named implementation of `op`; None picks the first."""
+    name = next(iter(implementations)) if implementation is None else implementation
+    require(
+        name in implementations,
+        f"{op}: implementation={name!r} is not one of {', '.join(implementations)}",
+    )
+    return implementations[name]

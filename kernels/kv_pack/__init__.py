@@ -1,0 +1,86 @@
+"""Packing pages of all layers into one array, and unpacking them into another pool.
+
+In a request's life: after a prefill chunk its full pages are gathered for the transfer; on the decode slice
+the arrived chunk is scattered into that slice's own pages.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from kernels.checks import check_int32, check_pool, pick, require
+from kernels.kv_pack import reference
+
+GATHER = {"xla": reference.gather_pages}
+SCATTER = {"xla": reference.scatter_pages}
+
+
+def check_pools(pools: Sequence[jax.Array]) -> None:
+    """Refuses an empty list and pools of unequal shape or type."""
+    require(len(pools) > 0, "pools is empty; one array per layer is needed")
+    for layer, pool in enumerate(pools):
+        check_pool(pool)
+        require(
+            pool.shape == pools[0].shape and pool.dtype == pools[0].dtype,
+            f"pools[{layer}] is {pool.dtype}{list(pool.shape)}, "
+            f"pools[0] is {pools[0].dtype}{list(pools[0].shape)}",
+        )
+
+
+def gather_pages(
+    pools: Sequence[jax.Array], page_ids: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
+    """Copies pages of all layers into one array.
+
+    Args:
+        pools: L arrays `[P, K, 2, page, H]` of one shape and type; not donated.
+        page_ids: `int32[n]`, inside the pool; padding entries are 0, the sentinel.
+        implementation: "xla", or None to let the op choose.
+
+    Returns:
+        `[L, n, K, 2, page, H]`, of the pools' storage type.
+
+    Raises:
+        ValueError: an argument's shape or type is wrong; the text names it.
+    """
+    check_pools(pools)
+    check_int32("page_ids", page_ids, 1)
+    return pick("gather_pages", implementation, GATHER)(pools, page_ids)
+
+
+def scatter_pages(
+    pools: Sequence[jax.Array],
+    chunk: jax.Array,
+    source: jax.Array,
+    page_ids: jax.Array,
+    *,
+    implementation: str | None = None,
+) -> list[jax.Array]:
+    """The pools with page `page_ids[i]` of layer l replaced by `chunk[l, source[i]]`.
+
+    Args:
+        pools: L arrays `[P, K, 2, page, H]` of one shape and type; donate them to the enclosing jit.
+        chunk: `[L, m, K, 2, page, H]`, of the pools' storage type.
+        source: `int32[n]`, entries of the chunk, 0..m-1.
+        page_ids: `int32[n]`, distinct pages; padding entries are 0, the sentinel, and may repeat.
+        implementation: "xla", or None to let the op choose.
+
+    Returns:
+        L arrays like `pools`.
+
+    Raises:
+        ValueError: an argument's shape or type is wrong; the text names it.
+    """
+    check_pools(pools)
+    check_int32("source", source, 1)
+    check_int32("page_ids", page_ids, 1)
+    require(source.shape == page_ids.shape, f"{source.shape=} differs from {page_ids.shape=}")
+    require(
+        chunk.ndim == 6
+        and chunk.shape[0] == len(pools)
+        and chunk.shape[2:] == pools[0].shape[1:]
+        and chunk.dtype == pools[0].dtype,
+        f"chunk is {chunk.dtype}{list(chunk.shape)}; pools need "
+        f"{pools[0].dtype}[{len(pools)}, m, {', '.join(map(str, pools[0].shape[1:]))}]",
+    )
+    return pick("scatter_pages", implementation, SCATTER)(pools, chunk, source, page_ids)

@@ -1,0 +1,80 @@
+"""What the operator sees while the server starts: rich progress bars on a terminal, plain lines in a log."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Advance = Callable[[int, int], None]
+"""Told (done, total) whenever something was finished; callable from any thread."""
+
+
+class Report:
+    """Start-up output on standard output. Without a terminal every line is complete, plain and flushed."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody is watching."""
+        return self._console.is_terminal
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """One line."""
+        if self.is_terminal:
+            self._console.print(text, style=style, markup=False)
+        else:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values in two columns."""
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            self.line(f"  {name:<{width}}  {value}")
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Advance]:
+        """A progress bar, or one line when it is complete. Its total comes with the first step."""
+        if not self.is_terminal:
+            yield _Counter(self, what)
+            return
+        columns = (
+            TextColumn("  {task.description:<20}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console) as bars:
+            task = bars.add_task(what, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+class _Counter:
+    """Progress without a terminal: silent until all is done."""
+
+    def __init__(self, report: Report, what: str) -> None:
+        self._report = report
+        self._what = what
+        self._lock = threading.Lock()
+        self._told = False
+
+    def __call__(self, done: int, total: int) -> None:
+        with self._lock:
+            if done >= total and not self._told:
+                self._told = True
+                self._report.line(f"  {self._what}: {total} done")
+
+
+def human_bytes(size: int) -> str:
+    """A size as people read it: 512 B, 3.5 MiB, 1.0 GiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"

@@ -1,0 +1,59 @@
+"""SIGTERM and SIGINT: the first one asks the server to drain, the second one ends the process at once."""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import NoReturn
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignal:
+    """Remembers the first stop signal of the process and wakes the event loop that waits for it."""
+
+    def __init__(self) -> None:
+        self._received = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event: asyncio.Event | None = None
+
+    def install(self) -> None:
+        """Takes the signals over; from the main thread, before anything slow is done."""
+        for number in STOPPING:
+            signal.signal(number, self._handle)
+
+    async def wait(self) -> None:
+        """Returns once a first signal has come."""
+        if self._event is None:
+            self._event = asyncio.Event()
+            self._loop = asyncio.get_running_loop()
+        if self._received:
+            self._event.set()
+        await self._event.wait()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            leave(128 + number)
+        self._received = True
+        if self._loop is not None and self._event is not None:
+            self._loop.call_soon_threadsafe(self._event.set)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process now, whatever its threads are doing, without a trace."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, RuntimeError):  # closed, broken, or interrupted while writing
+            continue
+    os._exit(code)
+
+
+def leave_after(delay_s: float, code: int) -> threading.Timer:
+    """A safety net for shutdown: ends the process after a delay unless it is cancelled."""
+    timer = threading.Timer(delay_s, leave, (code,))
+    timer.daemon = True
+    timer.start()
+    return timer

@@ -1,0 +1,116 @@
+"""`runtime up`: the life of a server process from the flags to exit code 0.
+
+The port is taken first, so that a busy one costs no loading; while the model loads, `/health` says "starting".
+The first SIGTERM or Ctrl-C drains: new requests get 503, running ones finish or run out of time. The second one ends
+the process at once.
+"""
+
+import gc
+import logging
+import shlex
+import socket
+import time
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from runtime import composition
+from runtime.cli.console import Report
+from runtime.cli.server import Front, HttpServer, address_of, bind
+from runtime.cli.signals import StopSignal, leave, leave_after
+from runtime.errors import UsageError
+from runtime.settings import Settings
+
+_EXIT_GRACE_S = 20.0
+"""What shutting down may take on top of the drain timeout before the process is ended regardless."""
+
+
+def up(settings: Settings) -> int:
+    """Serves until a signal. Raises UsageError for what the operator has to change."""
+    started = time.monotonic()
+    stop = StopSignal()
+    stop.install()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    report = Report()
+    plan = composition.plan(settings)
+    with bind(settings.host, settings.port) as listener:
+        failure = anyio.run(_serve, plan, listener, report, stop, started)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+async def _serve(
+    plan: composition.Plan, listener: socket.socket, report: Report, stop: StopSignal, started: float
+) -> UsageError | None:
+    front = Front()
+    server = HttpServer(front, plan.settings.log_level)
+    failure: UsageError | None = None
+    async with anyio.create_task_group() as group:
+        await group.start(server.run_on, listener)
+        loaded = await _load(plan, report, stop)
+        if isinstance(loaded, UsageError):
+            failure = loaded
+        else:
+            await _live(loaded, front, report, stop, _Greeting(address_of(listener), started))
+        await server.stop()
+    return failure
+
+
+async def _load(plan: composition.Plan, report: Report, stop: StopSignal) -> composition.Loaded | UsageError:
+    """Loads in a thread. A signal meanwhile has nothing to drain and ends the process."""
+    outcome: composition.Loaded | UsageError
+
+    async def leave_on_signal() -> None:
+        await stop.wait()
+        leave(0)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(leave_on_signal)
+        try:
+            outcome = await anyio.to_thread.run_sync(composition.load, plan, report)
+        except UsageError as error:
+            outcome = error
+        group.cancel_scope.cancel()
+    return outcome
+
+
+async def _live(
+    loaded: composition.Loaded, front: Front, report: Report, stop: StopSignal, greeting: "_Greeting"
+) -> None:
+    settings = loaded.plan.settings
+    async with composition.service(loaded) as service:
+        front.app = service.app
+        # What exists now lives as long as the process: without this, collections scan it for seconds.
+        gc.collect()
+        gc.freeze()
+        greeting.say(report, loaded)
+        await stop.wait()
+        safety_net = leave_after(settings.drain_timeout_s + _EXIT_GRACE_S, 0)
+        report.line(f"Draining: running requests get up to {settings.drain_timeout_s:g} s.")
+        if not await service.drain(settings.drain_timeout_s):
+            report.line("Drain timeout: the requests that were still running are cut off.")
+    safety_net.cancel()
+    report.line("Stopped.")
+
+
+class _Greeting(msgspec.Struct, frozen=True):
+    """The line that says that the server serves, and a first thing to try."""
+
+    address: str
+    started: float
+
+    def say(self, report: Report, loaded: composition.Loaded) -> None:
+        took_s = time.monotonic() - self.started
+        name, topology = loaded.name, loaded.topology
+        report.line(f"Serving {name} on {self.address} ({topology}, ready in {took_s:.1f} s)", style="bold green")
+        body = msgspec.json.encode(
+            {"model": name, "stream": True, "messages": [{"role": "user", "content": "What is 37 + 58?"}]}
+        )
+        report.line("Try:")
+        report.line(f"  curl -N {self.address}/v1/chat/completions \\")
+        if loaded.plan.settings.api_keys:
+            report.line('    -H "Authorization: Bearer $API_KEY" \\')
+        report.line("    -H 'Content-Type: application/json' \\")
+        report.line(f"    -d {shlex.quote(body.decode())}")

@@ -1,0 +1,107 @@
+"""Which accelerator this process uses.
+
+jax reads its environment once, so `choose_platform` runs before jax is imported. The platform is always
+named: with libtpu installed, jax on a machine without a TPU complains loudly when it has to guess. A CPU is
+split into one virtual device per device of the topology.
+"""
+
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import UsageError
+from runtime.settings import DeviceKind, Platform
+from runtime.topology import Topology
+
+if TYPE_CHECKING:
+    import jax
+
+MAX_VIRTUAL_DEVICES = 64
+_COUNT_FLAG = "--xla_force_host_platform_device_count"
+_JAX_PLATFORMS: dict[Platform, str] = {"cpu": "cpu", "tpu": "tpu,cpu", "gpu": "cuda,cpu"}
+_PLUGINS: dict[str, tuple[str, ...]] = {
+    "tpu": ("libtpu",),
+    "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin"),
+}
+_NODES: dict[str, tuple[str, ...]] = {"tpu": ("accel*", "vfio/[0-9]*"), "gpu": ("nvidia[0-9]*",)}
+_ALIASES: dict[str, Platform] = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
+
+
+def choose_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
+    """Picks the platform and sets the environment that jax reads when it is imported.
+
+    `JAX_PLATFORMS` from the operator wins over `auto` and must not contradict an explicit kind. What is
+    already in `XLA_FLAGS` stays, a device count among it. Raises UsageError.
+    """
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    platform = _resolve(kind, wanted)
+    if platform == "cpu":
+        _split_cpu(topology.num_devices if topology is not None else 2)
+    if not wanted:
+        os.environ["JAX_PLATFORMS"] = _JAX_PLATFORMS[platform]
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    return platform
+
+
+def find_devices(platform: Platform) -> "list[jax.Device]":
+    """The devices of the chosen platform. Raises UsageError if jax cannot start it."""
+    import jax
+
+    try:
+        return list(jax.local_devices())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {platform}: jax finds no such device ({reason}); allowed: cpu") from error
+
+
+def check_fits(topology: Topology, num_devices: int, platform: Platform) -> None:
+    """Raises UsageError when there are fewer devices than the slices need."""
+    if topology.num_devices > num_devices:
+        raise UsageError(
+            f"--topology {str(topology)!r}: needs {topology.num_devices} devices, "
+            f"allowed: at most the {num_devices} {platform} devices that there are"
+        )
+
+
+def free_host_bytes() -> int:
+    """Memory that the machine can still give without swapping."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+def _resolve(kind: DeviceKind, wanted: str) -> Platform:
+    named = _ALIASES.get(wanted.split(",")[0])
+    if kind == "auto":
+        return named or _probe()
+    if wanted and named != kind:
+        raise UsageError(f"--device {kind}: JAX_PLATFORMS is {wanted!r}; allowed: the same kind in both")
+    return kind
+
+
+def _probe() -> Platform:
+    """An accelerator counts when the machine shows its device node and jax has the plugin for it."""
+    for platform in ("tpu", "gpu"):
+        nodes = any(any(Path("/dev").glob(pattern)) for pattern in _NODES[platform])
+        if nodes and any(find_spec(plugin) is not None for plugin in _PLUGINS[platform]):
+            return _ALIASES[platform]
+    return "cpu"
+
+
+def _split_cpu(num_devices: int) -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _COUNT_FLAG in flags:
+        return
+    if num_devices > MAX_VIRTUAL_DEVICES:
+        raise UsageError(
+            f"--topology: needs {num_devices} devices; "
+            f"allowed: at most {MAX_VIRTUAL_DEVICES} virtual ones on a CPU"
+        )
+    os.environ["XLA_FLAGS"] = f"{flags} {_COUNT_FLAG}={num_devices}".strip()

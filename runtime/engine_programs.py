@@ -1,0 +1,129 @@
+"""Which programs an engine has: each step function bound to its bucket, its argument shapes and its shardings.
+
+Donated arguments come back with the sharding they went in with; without that XLA would copy the whole pool. Step
+functions are cached by their static arguments, so that engines of equal sizes trace each function once.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels.kv_pack import gather_pages, scatter_pages
+from runtime.buckets import Buckets
+from runtime.device_state import DeviceRows, RowWriter, empty_device_rows
+from runtime.engine import EngineSpec
+from runtime.kv_cache import PoolShape, empty_pool
+from runtime.placement import Placement, shape_of, shaped
+from runtime.programs import Key, Programs
+from runtime.step_inputs import StepLayout
+from runtime.steps import Pool, StepConfig, forward_step, sample_step
+
+INIT = Key("init")
+
+
+class EngineParts(NamedTuple):
+    """What the programs of one engine are made from."""
+
+    spec: EngineSpec
+    config: StepConfig
+    pool: PoolShape
+    params: Any
+    placement: Placement
+    buckets: Buckets
+
+    @property
+    def table_width(self) -> int:
+        """Page-table columns of a row."""
+        return self.spec.pages_for(self.spec.max_context_tokens)
+
+    def layout(self, num_tokens: int, num_decode: int) -> StepLayout:
+        """The step program for a pair of buckets."""
+        return StepLayout(
+            num_tokens=num_tokens,
+            num_decode=num_decode,
+            num_segments=self.spec.max_prefill_segments,
+            table_width=self.table_width,
+            sentinel_row=self.spec.num_rows,
+        )
+
+    @property
+    def state_shapes(self) -> tuple[Any, Any]:
+        """Shapes and shardings of pool and rows."""
+        pool, rows = jax.eval_shape(self.empty_state)
+        return shaped(pool, self.placement.pool), shaped(rows, self.placement.replicated)
+
+    def empty_state(self) -> tuple[Pool, DeviceRows]:
+        """Pool and rows with nothing in them; traced."""
+        spec = self.spec
+        rows = empty_device_rows(spec.num_rows, self.table_width, spec.vocab_size)
+        return empty_pool(self.pool, spec.num_pages), rows
+
+
+def step_key(num_tokens: int, num_decode: int) -> Key:
+    """The program of one forward pass."""
+    kind = "mixed" if num_tokens and num_decode else "prefill" if num_tokens else "decode"
+    return Key(kind, *(size for size in (num_tokens, num_decode) if size))
+
+
+def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
+    """All programs of an engine, registered and not yet compiled."""
+    buckets, placement = parts.buckets, parts.placement
+    programs = Programs("highest" if parts.config.model.dtype == jnp.float32 else None)
+    pool, rows = parts.state_shapes
+    everywhere, pooled = placement.replicated, placement.pool
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
+
+    def add(key: Key, function: Callable[..., Any], args: tuple[Any, ...], donate: tuple[int, ...], out: Any) -> None:
+        jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
+        programs.add(key, lambda: jitted.lower(*args))
+
+    add(INIT, parts.empty_state, (), (), (pooled, everywhere))
+    params = shape_of(parts.params)
+    sizes = [(t, 0) for t in buckets.prefill] + [(0, b) for b in buckets.decode] + list(buckets.mixed)
+    for num_tokens, num_decode in sizes:
+        layout = parts.layout(num_tokens, num_decode)
+        args = (params, pool, rows, ints(layout.size))
+        out = (pooled, everywhere, everywhere, everywhere)
+        add(step_key(num_tokens, num_decode), _step(parts.config, layout), args, (1, 2), out)
+    for size in buckets.sample:
+        hidden = _last_hidden(parts, params, pool, rows)
+        args = (params, rows, hidden, ints(2, size + 1))
+        add(Key("sample", size), _sample(parts.config), args, (1,), everywhere)
+    for size in buckets.set_rows:
+        wide = shaped(writer.wide_zeros(size), everywhere)
+        args = (rows, ints(size, writer.packed_size), wide)
+        add(Key("set_rows", size), writer.write, args, (0,), everywhere)
+    for size in buckets.gather:
+        add(Key("gather", size), gather_pages, (pool, ints(size)), (), placement.chunk)
+    for size in buckets.insert:
+        layer = pool[0]
+        chunk = jax.ShapeDtypeStruct(parts.pool.chunk(size), layer.dtype, sharding=placement.chunk)
+        add(Key("insert", size), _insert, (pool, chunk, ints(2, size)), (0,), pooled)
+    return programs
+
+
+def _last_hidden(parts: EngineParts, params: Any, pool: Any, rows: Any) -> jax.ShapeDtypeStruct:
+    """What the smallest prefill program hands to the sampling program."""
+    layout = parts.layout(parts.buckets.prefill[0], 0)
+    packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32)
+    hidden = jax.eval_shape(_step(parts.config, layout), params, pool, rows, packed)[2]
+    return jax.ShapeDtypeStruct(hidden.shape, hidden.dtype, sharding=parts.placement.replicated)
+
+
+@functools.cache
+def _step(config: StepConfig, layout: StepLayout) -> Callable[..., Any]:
+    return functools.partial(forward_step, config=config, layout=layout)
+
+
+@functools.cache
+def _sample(config: StepConfig) -> Callable[..., Any]:
+    return functools.partial(sample_step, config=config)
+
+
+def _insert(pool: Pool, chunk: jax.Array, index: jax.Array) -> Pool:
+    return scatter_pages(pool, chunk, index[0], index[1])

@@ -1,0 +1,306 @@
+"""One slice's engine on jax: pool, rows and weights on its devices, and the calls of the `Engine` contract.
+
+Every call packs what the host has to say into one vector and enqueues one compiled program (a prompt's end takes a
+second one). Programs pass pool and rows on donated, so there is one copy of each and their order on the device is the
+order of the calls. The host reads nothing back but sampled tokens and logprobs, in `fetch`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import numpy as np
+
+from runtime.buckets import Buckets, fit, fit_mixed, plan_buckets
+from runtime.compile_cache import compilations
+from runtime.device_state import DeviceRows, RowWriter
+from runtime.engine import (
+    SENTINEL_PAGE,
+    EngineSpec,
+    KvChunk,
+    PageWrite,
+    PrefillSegment,
+    RowState,
+    Sampled,
+    Step,
+    StepHandle,
+)
+from runtime.engine_programs import INIT, EngineParts, build_programs, step_key
+from runtime.kv_cache import pool_shape
+from runtime.model_config import ModelConfig
+from runtime.placement import Placement
+from runtime.programs import Key, Programs, Progress
+from runtime.step_inputs import StepLayout, pack_sample
+from runtime.steps import AttentionOps, Drawn, PagedAttention, Pool, StepConfig
+from runtime.topology import Role
+
+_T = TypeVar("_T")
+
+
+class _Draw(NamedTuple):
+    """One program's samples; real rows come first. `wanted` is how many alternatives each row asked for."""
+
+    drawn: Drawn
+    rows: tuple[int, ...]
+    wanted: tuple[int | None, ...]
+
+
+class _Payload(NamedTuple):
+    """What `fetch` needs of a step: its samples in order, and what else is ready only when the step is done."""
+
+    draws: tuple[_Draw, ...]
+    last_hidden: jax.Array | None
+
+
+class JaxEngine:
+    """`Engine` on one slice. `params` may be shared with other engines on the same devices; they are never donated.
+
+    The constructor makes the empty state; `warm_up` makes the programs. Without it each compiles at its first use.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        params: Any,
+        spec: EngineSpec,
+        *,
+        role: Role,
+        devices: Sequence[jax.Device],
+        use_sort: bool = False,
+        attention: AttentionOps | None = None,
+    ) -> None:
+        self._spec = spec
+        self._params = params
+        self._placement = Placement(devices)
+        self._buckets = plan_buckets(
+            role, chunk_tokens=spec.chunk_tokens, num_rows=spec.num_rows, page_size=spec.page_size
+        )
+        self._parts = EngineParts(
+            spec=spec,
+            config=StepConfig(model, spec.page_size, use_sort, attention or PagedAttention()),
+            pool=pool_shape(model, spec.page_size, devices[0].platform),
+            params=params,
+            placement=self._placement,
+            buckets=self._buckets,
+        )
+        self._writer = RowWriter(spec.num_rows, self._parts.table_width, spec.vocab_size)
+        self._wide_zeros = {n: self._placement.put(self._writer.wide_zeros(n)) for n in self._buckets.set_rows}
+        self._programs = build_programs(self._parts, self._writer)
+        self._wanted: list[int | None] = [None] * (spec.num_rows + 1)
+        self._fence = 0
+        self._pool: Pool = []
+        self._rows: DeviceRows
+        self._last_chunk: KvChunk | None = None
+        self._compiles_when_warm = 0
+        with compilations.warming_up():
+            self.reset()
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The engine's fixed sizes."""
+        return self._spec
+
+    @property
+    def fence(self) -> int:
+        """Number of the most recently enqueued device operation of any kind; 0 before the first."""
+        return self._fence
+
+    @property
+    def buckets(self) -> Buckets:
+        """The sizes that this engine has programs for."""
+        return self._buckets
+
+    @property
+    def programs(self) -> Programs:
+        """The compiled programs, for analyses."""
+        return self._programs
+
+    @property
+    def placement(self) -> Placement:
+        """Where this slice's arrays live; a mover needs `placement.chunk`."""
+        return self._placement
+
+    def compiles_since_warm_up(self) -> int:
+        """Compilations of the whole process since this engine was warm, other engines' warm-ups not counted."""
+        return compilations.count - self._compiles_when_warm
+
+    def warm_up(self, progress: Progress = lambda label, done, total: None) -> None:
+        """Compiles every program and runs each (on a CPU the smallest of each kind), then empties the state."""
+        with compilations.warming_up():
+            self._programs.compile_all(progress)
+            self._run_programs()
+            self.wait()
+            self.reset()
+        self._compiles_when_warm = compilations.count
+
+    def set_rows(self, rows: Sequence[RowState]) -> None:
+        """Writes row state on the device, ordered after every earlier dispatch."""
+        plain: list[RowState] = []
+        for row in rows:
+            self._wanted[row.row] = row.sampling.logprobs
+            wide = self._writer.wide(row)
+            if wide is None:
+                plain.append(row)
+            else:
+                self._write_rows([row], 1, self._placement.put(wide))
+        for group in _groups(plain, self._buckets.set_rows[-1]):
+            bucket = fit(self._buckets.set_rows, len(group))
+            self._write_rows(group, bucket, self._wide_zeros[bucket])
+
+    def dispatch(self, step: Step) -> StepHandle:
+        """Enqueues one forward pass and its sampling; never waits for the device.
+
+        Raises ValueError if the step is larger than the engine's sizes or not of its role.
+        """
+        layout = self._layout(step)
+        deltas = self._write_tables(step.table, layout.num_deltas)
+        wanted = tuple(self._wanted[row] for row in step.decode)
+        packed = layout.pack(step.prefill, step.decode, deltas, _any_wanted(wanted))
+        last_hidden, drawn = self._forward(layout, packed)
+        draws = [] if last_hidden is None else self._sample_prefill(step.prefill, last_hidden)
+        if step.decode and drawn is not None:
+            draws.append(_Draw(drawn, step.decode, wanted))
+        for draw in draws:
+            _start_copy(draw)
+        return StepHandle(fence=self._fence, payload=_Payload(tuple(draws), last_hidden))
+
+    def fetch(self, handle: StepHandle) -> tuple[Sampled, ...]:
+        """Blocks until the step is done. Order: sample rows of each prefill segment, then decode rows."""
+        payload: _Payload = handle.payload
+        jax.block_until_ready(payload.last_hidden)
+        return tuple(sampled for draw in payload.draws for sampled in _read(draw))
+
+    def gather(self, pages: Sequence[int]) -> KvChunk:
+        """Enqueues a copy of the pages of all layers; the pages may be rewritten by anything dispatched later."""
+        bucket = fit(self._buckets.gather, len(pages))
+        index = self._placement.put(_padded(pages, bucket))
+        self._last_chunk = self._programs[Key("gather", bucket)](self._pool, index)
+        self._fence += 1
+        return cast(KvChunk, self._last_chunk)
+
+    def insert(self, chunk: KvChunk, source: Sequence[int], pages: Sequence[int]) -> None:
+        """Enqueues writing page `source[i]` of the chunk to pool page `pages[i]`; the chunk lives on this slice."""
+        array = cast(jax.Array, chunk)
+        bucket = array.shape[1]
+        program = self._programs[Key("insert", bucket)]
+        for part in _groups(list(zip(source, pages, strict=True)), bucket):
+            index = np.stack([_padded([pair[side] for pair in part], bucket) for side in (0, 1)])
+            self._pool = program(self._pool, array, self._placement.put(index))
+        self._fence += 1
+
+    def wait(self) -> int:
+        """Blocks until all enqueued work is done; returns the highest fence handed out so far."""
+        jax.block_until_ready((self._pool, self._rows, self._last_chunk))
+        return self._fence
+
+    def reset(self) -> None:
+        """Rebuilds pool and rows empty after a failed step. Weights and compiled programs stay."""
+        self._pool, self._last_chunk = [], None
+        self._rows = None  # type: ignore[assignment]  # the old state is freed before the new one is made
+        self._pool, self._rows = self._programs[INIT]()
+        self._wanted = [None] * (self._spec.num_rows + 1)
+
+    def _layout(self, step: Step) -> StepLayout:
+        """The smallest program that holds the step."""
+        num_tokens = sum(len(segment.tokens) for segment in step.prefill)
+        num_decode = len(step.decode)
+        if len(step.prefill) > self._spec.max_prefill_segments:
+            raise ValueError(f"{len(step.prefill)} prefill segments, at most {self._spec.max_prefill_segments}")
+        if num_tokens and num_decode:
+            return self._parts.layout(*fit_mixed(self._buckets.mixed, num_tokens, num_decode))
+        if num_tokens or not self._buckets.decode:
+            return self._parts.layout(fit(self._buckets.prefill, num_tokens), 0)
+        return self._parts.layout(0, fit(self._buckets.decode, num_decode))
+
+    def _write_tables(self, deltas: Sequence[PageWrite], most: int) -> Sequence[PageWrite]:
+        """Writes all deltas but the last `most`, which ride in the step itself. More are rare: they cost a step."""
+        layout = self._layout(Step())
+        while len(deltas) > most:
+            count = min(layout.num_deltas, len(deltas) - most)
+            self._forward(layout, layout.pack(deltas=deltas[:count]))
+            deltas = deltas[count:]
+        return deltas
+
+    def _forward(self, layout: StepLayout, packed: np.ndarray) -> tuple[jax.Array | None, Drawn | None]:
+        program = self._programs[step_key(layout.num_tokens, layout.num_decode)]
+        self._pool, self._rows, last_hidden, drawn = program(
+            self._params, self._pool, self._rows, self._placement.put(packed)
+        )
+        self._fence += 1
+        return last_hidden, drawn
+
+    def _sample_prefill(self, prefill: Sequence[PrefillSegment], last_hidden: jax.Array) -> list[_Draw]:
+        pairs = [(index, row) for index, segment in enumerate(prefill) for row in segment.sample_rows]
+        return [self._sample(group, last_hidden) for group in _groups(pairs, self._buckets.sample[-1])]
+
+    def _sample(self, pairs: Sequence[tuple[int, int]], last_hidden: jax.Array) -> _Draw:
+        """Samples row r from segment s for each pair (s, r)."""
+        rows = tuple(row for _, row in pairs)
+        wanted = tuple(self._wanted[row] for row in rows)
+        bucket = fit(self._buckets.sample, len(pairs))
+        packed = pack_sample(pairs, bucket, self._spec.num_rows, _any_wanted(wanted))
+        self._rows, drawn = self._programs[Key("sample", bucket)](
+            self._params, self._rows, last_hidden, self._placement.put(packed)
+        )
+        self._fence += 1
+        return _Draw(drawn, rows, wanted)
+
+    def _write_rows(self, rows: Sequence[RowState], bucket: int, wide: dict[str, jax.Array]) -> None:
+        packed = self._placement.put(self._writer.pack(rows, bucket))
+        self._rows = self._programs[Key("set_rows", bucket)](self._rows, packed, wide)
+        self._fence += 1
+
+    def _run_programs(self) -> None:
+        """Runs programs on the sentinel row and page."""
+        buckets, most = self._buckets, 1 if self._placement.devices[0].platform == "cpu" else None
+        steps = [(t, 0) for t in buckets.prefill[:most]] + [(0, b) for b in buckets.decode[:most]]
+        last_hidden = None
+        for num_tokens, num_decode in [*steps, *buckets.mixed[:most]]:
+            layout = self._parts.layout(num_tokens, num_decode)
+            last_hidden = self._forward(layout, layout.pack())[0] if num_tokens else last_hidden
+        if last_hidden is not None:
+            for bucket in buckets.sample[:most]:
+                self._sample([(0, self._spec.num_rows)] * bucket, last_hidden)
+        for bucket in buckets.set_rows[:most]:
+            self._write_rows([], bucket, self._wide_zeros[bucket])
+        for bucket in buckets.gather[:most]:
+            self.gather([SENTINEL_PAGE] * bucket)
+        for bucket in buckets.insert[:most]:
+            chunk = np.zeros(self._parts.pool.chunk(bucket), self._parts.pool.dtype)
+            self.insert(KvChunk(jax.device_put(chunk, self._placement.chunk)), [0] * bucket, [SENTINEL_PAGE] * bucket)
+
+
+def _any_wanted(wanted: Sequence[int | None]) -> bool:
+    return any(count is not None for count in wanted)
+
+
+def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _padded(values: Sequence[int], size: int) -> np.ndarray:
+    """int32[size], filled up with page 0."""
+    padded = np.full(size, SENTINEL_PAGE, np.int32)
+    padded[: len(values)] = values
+    return padded
+
+
+def _start_copy(draw: _Draw) -> None:
+    for array in draw.drawn if _any_wanted(draw.wanted) else draw.drawn[:1]:
+        array.copy_to_host_async()
+
+
+def _read(draw: _Draw) -> list[Sampled]:
+    tokens = np.asarray(draw.drawn.tokens).tolist()
+    if not _any_wanted(draw.wanted):
+        return [Sampled(row=row, token=token) for row, token in zip(draw.rows, tokens, strict=False)]
+    chosen, values, ids = (np.asarray(array).tolist() for array in draw.drawn[1:])
+    sampled = []
+    for index, (row, wanted) in enumerate(zip(draw.rows, draw.wanted, strict=True)):
+        if wanted is None:
+            sampled.append(Sampled(row=row, token=tokens[index]))
+            continue
+        top = tuple(zip(ids[index][:wanted], values[index][:wanted], strict=True))
+        top = tuple(pair for pair in top if pair[0] >= 0)
+        sampled.append(Sampled(row=row, token=tokens[index], logprob=chosen[index], top=top))
+    return sampled

@@ -1,0 +1,106 @@
+"""The paged KV pool: its shape, what a page costs, and how many pages a device can have. Pure functions.
+
+The pool is a list of L arrays `[num_pages, K, 2, page_size, H]`, K before V in the axis of two, in the storage type
+that `kernels.kv_pool` names for the model's dtype and the platform.
+Page 0 is the sentinel. Which page belongs to whom is decided elsewhere, on the host.
+"""
+
+import jax
+import jax.numpy as jnp
+import msgspec
+
+from kernels.kv_pool import storage_dtype
+from runtime.errors import UsageError
+from runtime.model_config import ModelConfig
+
+DEFAULT_MEM_FRACTION = 0.88
+"""Of an accelerator's memory, for weights and pool together."""
+
+CPU_POOL_BYTES = 1 << 30
+"""Most that a pool takes by default where the memory is the host's and shared by all slices."""
+
+CPU_TOKENS_PER_ROW = 4096
+"""Tokens that each row gets by default on a CPU, if the context is that long and the bytes suffice."""
+
+SMALLEST_POOL_PAGES = 2
+"""The sentinel and one page."""
+
+
+class PoolShape(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes of one slice's pool; `dtype` is the name of the storage type."""
+
+    num_layers: int
+    num_kv_heads: int
+    page_size: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        values = self.num_layers * self.num_kv_heads * 2 * self.page_size * self.head_dim
+        return values * jnp.dtype(self.dtype).itemsize
+
+    def layer(self, num_pages: int) -> tuple[int, ...]:
+        """Shape of one layer's array."""
+        return (num_pages, self.num_kv_heads, 2, self.page_size, self.head_dim)
+
+    def chunk(self, num_pages: int) -> tuple[int, ...]:
+        """Shape of that many gathered pages of all layers."""
+        return (self.num_layers, *self.layer(num_pages))
+
+
+def pool_shape(model: ModelConfig, page_size: int, platform: str) -> PoolShape:
+    """The pool of a model on a platform ("cpu", "tpu", "gpu")."""
+    return PoolShape(
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        page_size=page_size,
+        head_dim=model.head_dim,
+        dtype=storage_dtype(model.dtype, platform).name,
+    )
+
+
+def empty_pool(shape: PoolShape, num_pages: int) -> list[jax.Array]:
+    """A pool of zeros, one array per layer. Zeros and not garbage: attention multiplies dead values by 0."""
+    return [jnp.zeros(shape.layer(num_pages), shape.dtype) for _ in range(shape.num_layers)]
+
+
+def pages_that_fit(
+    shape: PoolShape,
+    device: jax.Device,
+    *,
+    num_rows: int,
+    max_context_tokens: int,
+    mem_fraction: float = DEFAULT_MEM_FRACTION,
+    max_pool_bytes: int | None = None,
+) -> int:
+    """Pages of a pool on `device`, which holds the weights already; the sentinel is counted.
+
+    Never more than what `num_rows` sequences of full context can fill, nor more than `max_pool_bytes`. A device that
+    does not tell its memory is taken for a CPU. Raises UsageError if not even one page fits.
+    """
+    if not 0.0 < mem_fraction < 1.0:
+        raise UsageError(f"--mem-fraction-static {mem_fraction}: must lie between 0 and 1")
+    stats = None if device.platform == "cpu" else device.memory_stats()
+    if stats is None or "bytes_limit" not in stats:
+        budget = CPU_POOL_BYTES if max_pool_bytes is None else max_pool_bytes
+        return cpu_pages(shape, num_rows=num_rows, max_context_tokens=max_context_tokens, pool_bytes=budget)
+    free = int(stats["bytes_limit"] * mem_fraction) - stats.get("bytes_in_use", 0)
+    pages = min(free, free if max_pool_bytes is None else max_pool_bytes) // shape.page_bytes
+    if pages < SMALLEST_POOL_PAGES:
+        raise UsageError(
+            f"--mem-fraction-static {mem_fraction}: leaves {max(free, 0) >> 20} MiB for KV on {device}, "
+            f"where two pages of --page-size {shape.page_size} take {2 * shape.page_bytes >> 10} KiB"
+        )
+    return int(min(num_rows * -(-max_context_tokens // shape.page_size) + 1, pages))
+
+
+def cpu_pages(shape: PoolShape, *, num_rows: int, max_context_tokens: int, pool_bytes: int) -> int:
+    """Default pages on a CPU: each row its context up to `CPU_TOKENS_PER_ROW`, all within `pool_bytes`.
+
+    One sequence of that length always fits, whatever it takes. The sentinel is counted.
+    """
+    per_row = -(-min(max_context_tokens, CPU_TOKENS_PER_ROW) // shape.page_size)
+    budget = pool_bytes // shape.page_bytes
+    return max(min(num_rows * per_row, budget), per_row) + 1

@@ -1,0 +1,203 @@
+"""What a model is: its shape and family, read from the folder that transformers 4 or 5 wrote.
+
+Used once per start; everything later sees only the frozen `ModelConfig`. Nothing is guessed: what the
+decoder cannot compute exactly is refused here, with one line that names file, key, value and what is allowed.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from runtime.model_folder import JsonObject, read_json
+
+
+class Family(msgspec.Struct, frozen=True, kw_only=True):
+    """What an architecture's name implies and config.json does not say."""
+
+    model_type: str
+    qkv_bias: bool
+    rms_norm_eps: float
+    rope_theta: float
+
+
+FAMILIES = {"Qwen2ForCausalLM": Family(model_type="qwen2", qkv_bias=True, rms_norm_eps=1e-6, rope_theta=10000.0)}
+
+COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}
+"""Type of a checkpoint: type to compute in."""
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A decoder's shape. Hashable, so that it may be a static argument of jitted functions.
+
+    `dtype` is the type to compute in unless the operator says otherwise, "bfloat16" or "float32";
+    checkpoints in float16 are computed in bfloat16. `eos_token_ids` may be empty.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    max_position_embeddings: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+
+
+class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's own sampling defaults; None where it states none."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """Reads config.json, and the end-of-text tokens of generation_config.json if there is one.
+
+    Raises:
+        UsageError: the folder or the file is missing, not JSON, incomplete, or describes a model that is not
+            supported; one line.
+    """
+    path = folder / "config.json"
+    config = JsonObject(path, read_json(path))
+    architecture, family = _family(config)
+    _refuse_unsupported(config)
+    num_heads = config.count("num_attention_heads")
+    num_kv_heads = config.count("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise config.refuse("num_key_value_heads", f"it must divide num_attention_heads, {num_heads}")
+    vocab_size = config.count("vocab_size")
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=vocab_size,
+        hidden_size=config.count("hidden_size"),
+        intermediate_size=config.count("intermediate_size"),
+        num_layers=config.count("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=_head_dim(config, num_heads),
+        rope_theta=_rope_theta(config, family),
+        rms_norm_eps=config.positive("rms_norm_eps", family.rms_norm_eps),
+        tie_word_embeddings=config.flag("tie_word_embeddings", False),
+        qkv_bias=family.qkv_bias,
+        max_position_embeddings=config.count("max_position_embeddings"),
+        eos_token_ids=_eos_token_ids(config, folder, vocab_size),
+        dtype=_dtype(config),
+    )
+
+
+def load_generation_defaults(folder: Path) -> GenerationDefaults:
+    """Reads generation_config.json; all None if there is none.
+
+    Raises:
+        UsageError: the file is not JSON or a value is out of range; one line.
+    """
+    generation = _generation(folder)
+    if generation is None:
+        return GenerationDefaults()
+    temperature, top_p, top_k = (generation.get(key) for key in ("temperature", "top_p", "top_k"))
+    if temperature == 0:
+        temperature = 0.0
+    elif temperature is not None:
+        temperature = generation.positive("temperature")
+    if top_p is not None:
+        top_p = generation.positive("top_p")
+        if top_p > 1:
+            raise generation.refuse("top_p", "it must lie above 0 and at most at 1")
+    if top_k is not None and top_k not in (0, -1):
+        top_k = generation.count("top_k")
+    return GenerationDefaults(temperature=temperature, top_p=top_p, top_k=top_k)
+
+
+def _generation(folder: Path) -> JsonObject | None:
+    path = folder / "generation_config.json"
+    return JsonObject(path, read_json(path)) if path.exists() else None
+
+
+def _family(config: JsonObject) -> tuple[str, Family]:
+    supported = f"supported: {', '.join(FAMILIES)}"
+    names = config.get("architectures")
+    if names is None:
+        model_type = config.get("model_type")
+        for name, family in FAMILIES.items():
+            if family.model_type == model_type:
+                return name, family
+        raise config.refuse("model_type", supported)
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
+        raise config.refuse("architectures", supported)
+    return names[0], FAMILIES[names[0]]
+
+
+def _refuse_unsupported(config: JsonObject) -> None:
+    if config.get("hidden_act") not in (None, "silu"):
+        raise config.refuse("hidden_act", "supported: silu")
+    if config.get("quantization_config") is not None:
+        raise config.refuse("quantization_config", "supported: none, weights in bfloat16, float16 or float32")
+    num_layers = config.count("num_hidden_layers")
+    windowed = (
+        config.flag("use_sliding_window", False)
+        and config.get("sliding_window") is not None
+        and config.count("sliding_window") < config.count("max_position_embeddings")
+    )
+    layer_types = config.get("layer_types")
+    if layer_types is not None:
+        kinds = set(layer_types) if isinstance(layer_types, list) else {layer_types}
+        allowed = {"full_attention"} if windowed else {"full_attention", "sliding_attention"}
+        if not kinds <= allowed:
+            unsupported = ", ".join(sorted(map(str, kinds - allowed)))
+            raise config.refuse("layer_types", "supported: full_attention", unsupported)
+    elif windowed and config.count("max_window_layers", 28) < num_layers:
+        raise config.refuse("use_sliding_window", "supported: false (attention over the whole context)")
+
+
+def _head_dim(config: JsonObject, num_heads: int) -> int:
+    if config.get("head_dim") is not None:
+        head_dim = config.count("head_dim")
+    else:
+        hidden_size = config.count("hidden_size")
+        if hidden_size % num_heads:
+            raise config.refuse("hidden_size", f"it must be a multiple of num_attention_heads, {num_heads}")
+        head_dim = hidden_size // num_heads
+    if head_dim % 2:
+        raise config.refuse("head_dim", "it must be even", head_dim)
+    return head_dim
+
+
+def _rope_theta(config: JsonObject, family: Family) -> float:
+    theta = config.positive("rope_theta", family.rope_theta)
+    for key in ("rope_scaling", "rope_parameters"):
+        section = config.section(key)
+        if section is None:
+            continue
+        kind = section.get("rope_type") or section.get("type") or "default"
+        if kind != "default":
+            raise config.refuse(key, "supported: rope_type 'default'", kind)
+        theta = section.positive("rope_theta", theta)
+    if config.get("partial_rotary_factor") not in (None, 1):
+        raise config.refuse("partial_rotary_factor", "supported: 1")
+    return theta
+
+
+def _eos_token_ids(config: JsonObject, folder: Path, vocab_size: int) -> tuple[int, ...]:
+    generation = _generation(folder)
+    source = config if generation is None or generation.get("eos_token_id") is None else generation
+    ids = source.token_ids("eos_token_id")
+    if any(token >= vocab_size for token in ids):
+        raise source.refuse("eos_token_id", f"it must be below vocab_size, {vocab_size}")
+    return ids
+
+
+def _dtype(config: JsonObject) -> str:
+    key = "dtype" if config.get("dtype") is not None else "torch_dtype"
+    value = config.get(key)
+    name = "float32" if value is None else str(value).removeprefix("torch.")
+    if name not in COMPUTE_DTYPES:
+        raise config.refuse(key, f"supported: {', '.join(COMPUTE_DTYPES)}")
+    return COMPUTE_DTYPES[name]

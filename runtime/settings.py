@@ -1,0 +1,108 @@
+"""What `runtime up` was asked for, checked as far as that is possible without loading anything.
+
+`Settings` holds what the operator said; `None` means "decide it from the device or the model", which happens
+in `runtime.composition` once those are known. Flags that exclude each other are refused here, in one message
+that names both with their values.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from runtime.errors import UsageError
+from runtime.topology import Topology, parse_topology
+
+DeviceKind = Literal["auto", "cpu", "tpu", "gpu"]
+Platform = Literal["cpu", "tpu", "gpu"]
+DType = Literal["auto", "bfloat16", "float32"]
+
+MIN_PAGE_SIZE = 8
+"""A decode write is a read-modify-write of an aligned group of 8 tokens."""
+
+MAX_PAGE_SIZE = 1024
+DEMO_NAME = "runtime-demo"
+
+
+class BatchSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens per page, prompt tokens per prefill step, and choices that one slice runs at once."""
+
+    page_size: int
+    chunked_prefill_size: int
+    max_running_requests: int
+
+
+_ACCELERATOR = BatchSizes(page_size=128, chunked_prefill_size=2048, max_running_requests=256)
+PLATFORM_DEFAULTS: dict[Platform, BatchSizes] = {
+    "cpu": BatchSizes(page_size=16, chunked_prefill_size=256, max_running_requests=32),
+    "tpu": _ACCELERATOR,
+    "gpu": _ACCELERATOR,
+}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the server. Raises UsageError when flags do not go together."""
+
+    model: str | None = None
+    served_model_name: str | None = None
+    topology: str | None = None
+    tp_size: int = 1
+    device: DeviceKind = "auto"
+    dtype: DType = "auto"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    page_size: int | None = None
+    num_pages: int | None = None
+    chunked_prefill_size: int | None = None
+    max_running_requests: int | None = None
+    context_length: int | None = None
+    mem_fraction_static: float | None = None
+    decode_reserve_tokens: int = 512
+    max_queued_requests: int = 1024
+    random_seed: int | None = None
+    use_sort_for_toppk_minp: bool = False
+    queue_timeout_s: float = 600.0
+    progress_timeout_s: float = 300.0
+    drain_timeout_s: float = 30.0
+    log_level: str = "warning"
+
+    def __post_init__(self) -> None:
+        if self.page_size is not None and self.chunked_prefill_size is not None:
+            check_chunk(self.chunked_prefill_size, self.page_size)
+        self.parsed_topology()
+        if self.tp_size > 1:
+            raise UsageError(f"--tp-size {self.tp_size}: {_NO_TP}")
+
+    def sizes_for(self, platform: Platform) -> BatchSizes:
+        """Page, chunk and batch: what was asked for, completed with what suits the platform."""
+        default = PLATFORM_DEFAULTS[platform]
+        page_size = self.page_size or min(default.page_size, self.chunked_prefill_size or default.page_size)
+        chunk = self.chunked_prefill_size or max(default.chunked_prefill_size, page_size)
+        check_chunk(chunk, page_size)
+        rows = self.max_running_requests or default.max_running_requests
+        return BatchSizes(page_size=page_size, chunked_prefill_size=chunk, max_running_requests=rows)
+
+    def parsed_topology(self) -> Topology | None:
+        """The topology that was asked for, or None when none was."""
+        if self.topology is None:
+            return None
+        topology = parse_topology(self.topology, self.tp_size)
+        if any(len(part.devices) > 1 for part in topology.slices):
+            raise UsageError(f"--topology {self.topology!r}: {_NO_TP}")
+        return topology
+
+
+_NO_TP = "tensor parallel slices are not available yet; allowed: 1 device per slice"
+
+
+def check_chunk(chunk_tokens: int, page_size: int) -> None:
+    """A prefill chunk ends on a page boundary, so that only whole pages travel before the last chunk."""
+    if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
+        raise UsageError(
+            f"--page-size {page_size}: allowed: a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
+        )
+    if chunk_tokens < page_size or chunk_tokens % page_size:
+        raise UsageError(
+            f"--chunked-prefill-size {chunk_tokens} with --page-size {page_size}: "
+            "allowed: a chunk that is a multiple of the page"
+        )

@@ -1,0 +1,25 @@
+"""The text of one choice: tokens in, text that may go to the client out.
+
+Joins the detokenizer and the stop scanner. The gateway keeps one per choice and rebuilds it by replaying
+tokens. The token that ends a choice by its id is never pushed.
+"""
+
+from runtime.stop_strings import StopScanner
+from runtime.tokens import Tokenizer
+
+
+class TextStream:
+    """Holds back incomplete characters and text that could begin a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self._detokenizer = tokenizer.detokenizer()
+        self._scanner = StopScanner(stop)
+
+    def push(self, token: int) -> tuple[str, str | None]:
+        """Returns the released text and the matched stop string; after a match nothing more is released."""
+        return self._scanner.push(self._detokenizer.push(token))
+
+    def finish(self) -> str:
+        """Returns what was held back, when the choice ends by length or by a stop token."""
+        text, match = self._scanner.push(self._detokenizer.flush())
+        return text if match is not None else text + self._scanner.flush()

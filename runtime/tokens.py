@@ -1,0 +1,123 @@
+"""The tokenizer of a model folder: text to tokens, tokens to text, messages to a prompt.
+
+Loaded once at start, offline, and never running code from the folder. The API encodes prompts and renders
+chat templates with it in worker threads, the gateway detokenizes with it; it is immutable after loading and
+safe to share between threads. Decoding skips special tokens and never cleans up spaces.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.detokenize import ByteDetokenizer, IncrementalDetokenizer, WindowDetokenizer
+from runtime.errors import RequestError, UsageError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def _byte_level_alphabet() -> dict[int, int]:
+    """GPT-2's table from a vocabulary character to the byte it stands for, for `str.translate` to Latin-1."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in plain]
+    return {byte: byte for byte in plain} | {256 + index: byte for index, byte in enumerate(moved)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+class Tokenizer:
+    """A fast tokenizer and its chat template. Build it with `load`."""
+
+    def __init__(self, wrapped: Any) -> None:
+        from tokenizers import decoders
+
+        self._wrapped = wrapped
+        self._backend = wrapped.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._byte_level = isinstance(self._backend.decoder, decoders.ByteLevel)
+        added = self._backend.get_added_tokens_decoder()
+        self._added_ids = frozenset(added)
+        self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
+        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._pieces: dict[int, bytes] = {}
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Reads `tokenizer.json`, `tokenizer_config.json` and the chat template of a model folder."""
+        if not (folder / "tokenizer.json").is_file():
+            raise UsageError(f"{folder}: no tokenizer.json (a model folder needs a fast tokenizer)")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import PreTrainedTokenizerFast
+
+        try:
+            # The class is fixed: the one that the config names may rebuild the tokenizer unlike its file.
+            return cls(PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
+        except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{folder}: cannot load the tokenizer: {reason or type(error).__name__}"
+            ) from error
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Tokens of `text`. A rendered chat brings its own special tokens; a plain prompt asks for them."""
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens` without special tokens."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+
+    def detokenizer(self) -> IncrementalDetokenizer:
+        """A fresh incremental decoder whose pieces, joined, equal `decode`."""
+        if self._byte_level:
+            return ByteDetokenizer(self.piece, self.special_ids)
+        return WindowDetokenizer(self.decode, self.special_ids)
+
+    def piece(self, token: int) -> bytes:
+        """Bytes that this token stands for, special tokens by name; empty for an id without a token."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._make_piece(token)
+        return piece
+
+    def _make_piece(self, token: int) -> bytes:
+        content = self._backend.id_to_token(token)
+        if content is None:
+            return b""
+        if self._byte_level and all(ord(char) in _ALPHABET for char in content):
+            return str(content).translate(_ALPHABET).encode("latin-1")
+        if self._byte_level or token in self._added_ids:
+            return str(content).encode()
+        if match := _BYTE_TOKEN.fullmatch(content):
+            return bytes.fromhex(match[1])
+        return str(content).replace("\u2581", " ").encode()
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """The prompt text of a conversation, ending where the assistant's turn begins."""
+        from jinja2 import TemplateError
+
+        if not self._wrapped.chat_template:
+            raise RequestError(
+                "this model has no chat template: use /v1/completions",
+                param="messages",
+                code="no_chat_template",
+            )
+        try:
+            return str(
+                self._wrapped.apply_chat_template(
+                    list(messages),
+                    tools=list(tools) if tools else None,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+        except (TemplateError, *_TEMPLATE_ERRORS) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RequestError(
+                f"messages: the model's chat template refuses them: {reason}", param="messages"
+            ) from error

@@ -1,0 +1,138 @@
+"""The invariants, checked exactly: what clients were told, and that nothing is left behind."""
+
+from collections.abc import Iterable
+
+from actors.gateway import GatewayActor
+from actors.messages import Completed, Delta, Failed, TokenRecord
+from actors.scheduler import SchedulerActor
+from actors.worker import WorkerActor
+from tests.simulation.carrier import Carrier
+from tests.simulation.clients import SimClient
+from tests.simulation.fake_engine import FakeEngine
+from tests.simulation.fake_tokens import expected_choice
+from tests.simulation.workload import Workload
+
+_LATENESS_S = 1.0
+"""How long after its deadline a request may end: message delays and hiccups, no more."""
+
+
+def check_client(client: SimClient, workload: Workload) -> None:
+    """Everything that this client saw was right, and as much as it was owed."""
+    plan, terminals = client.plan, client.terminals
+    assert len(terminals) <= 1, f"{plan.request} has terminal records {terminals}"
+    if terminals:
+        assert client.events[-1][1] is terminals[0], f"{plan.request} hears more behind its terminal record"
+    complete = bool(terminals) and isinstance(terminals[0], Completed)
+    sizes = [_check_choice(client, choice, complete) for choice in range(plan.num_choices)]
+    if complete:
+        completed = terminals[0]
+        assert isinstance(completed, Completed)
+        usage = (completed.prompt_tokens, completed.completion_tokens)
+        assert usage == (len(plan.prompt), sum(sizes)), f"{plan.request} usage {completed}, {sizes=}"
+        assert 0 <= completed.cached_tokens < len(plan.prompt), completed
+    elif terminals:
+        _check_failure(client, workload)
+    else:
+        assert client.left or client.cut_off, f"{plan.request} has no terminal record"
+    _check_first_token_deadline(client)
+
+
+def _check_choice(client: SimClient, choice: int, complete: bool) -> int:
+    """The choice's tokens are a prefix of the undisturbed answer, or all of it; returns their number."""
+    plan = client.plan
+    expected = expected_choice(plan.prompt, plan.params, choice, plan.stop)
+    deltas = [event for _, event in client.events if isinstance(event, Delta) and event.choice == choice]
+    records = _records(deltas)
+    name = f"{plan.request} choice {choice}"
+    assert records == expected.records[: len(records)], f"{name}: {records} instead of {expected.records}"
+    text = "".join(delta.text for delta in deltas)
+    assert expected.text.startswith(text), f"{name}: text {text!r} instead of {expected.text!r}"
+    ends = [delta for delta in deltas if delta.finish is not None]
+    assert len(ends) <= 1, f"{name} finishes twice: {ends}"
+    if ends:
+        told = (len(records), text, ends[0].finish, ends[0].stop_match)
+        owed = (len(expected.records), expected.text, expected.finish, expected.stop_match)
+        assert deltas[-1] is ends[0], f"{name} goes on behind its end"
+        assert told == owed, f"{name} ends with {told} instead of {owed}"
+    assert ends or not complete, f"{name} has no end, but its request is complete"
+    return len(records)
+
+
+def _records(deltas: Iterable[Delta]) -> tuple[TokenRecord, ...]:
+    return tuple(record for delta in deltas for record in delta.tokens)
+
+
+def _check_failure(client: SimClient, workload: Workload) -> None:
+    """Only limits that this workload drew may fail a request, and only one that has not begun."""
+    (failed,) = client.terminals
+    assert isinstance(failed, Failed)
+    allowed = set()
+    if workload.max_requests < len(workload.requests) or workload.max_queued < len(workload.requests):
+        allowed.add("queue_full")
+    if client.plan.queue_timeout_s < 10:
+        allowed.add("queue_timeout")
+    assert failed.error.code in allowed, f"{client.plan.request} failed: {failed.error}"
+    assert len(client.events) == 1, f"{client.plan.request} failed in mid-stream: {failed.error}"
+
+
+def _check_first_token_deadline(client: SimClient) -> None:
+    if client.events and client.submitted_s is not None:
+        waited_s = client.events[0][0] - client.submitted_s
+        assert waited_s <= client.plan.queue_timeout_s + _LATENESS_S, f"{client.plan.request} waited {waited_s} s"
+
+
+def check_engines(engines: Iterable[FakeEngine]) -> None:
+    """No step, gather or insert met wrong KV."""
+    for engine in engines:
+        assert not engine.violations, f"{engine.violations[0]}"
+
+
+def check_pages(workers: Iterable[WorkerActor]) -> None:
+    """Each page of each pool is in exactly one state."""
+    for worker in workers:
+        worker.pool.check_integrity()
+        counts = worker.pool.counts()
+        states = counts.free + counts.cached + counts.held + counts.leased + counts.quarantined + counts.sentinel
+        assert states == counts.total, f"{worker.address}: {counts}"
+
+
+def check_worker_at_rest(worker: WorkerActor, engine: FakeEngine) -> None:
+    """Pages, rows and credits are back, and nothing waits."""
+    name, counts = worker.address, worker.pool.counts()
+    assert counts.free + counts.cached + counts.sentinel == counts.total, f"{name} keeps pages: {counts}"
+    assert sorted(worker.free_rows) == list(range(engine.spec.num_rows)), f"{name} has rows {worker.free_rows}"
+    assert not worker.prefill.jobs, f"{name} keeps jobs {list(worker.prefill.jobs)}"
+    assert not worker.prefill.staged, f"{name} keeps staged chunks {list(worker.prefill.staged)}"
+    assert worker.prefill.credits_used == 0, f"{name} has {worker.prefill.credits_used} credits out"
+    assert not worker.decode.leases, f"{name} keeps leases {list(worker.decode.leases)}"
+    assert not worker.decode.sequences, f"{name} keeps sequences {list(worker.decode.sequences)}"
+
+
+def check_scheduler_at_rest(scheduler: SchedulerActor, workers: Iterable[WorkerActor]) -> None:
+    """No grant is out, and the scheduler's view of every worker is the worker's own."""
+    assert not scheduler.queue, f"the scheduler keeps {[admit.key for admit in scheduler.queue]} waiting"
+    assert not scheduler.grants, f"the scheduler keeps grants {list(scheduler.grants)}"
+    for worker in workers:
+        view = scheduler.workers[worker.address]
+        assert not view.pending, f"{worker.address} has unanswered reservations {list(view.pending)}"
+        seen, true = (view.free_pages, view.free_rows), (worker.pool.free_pages, len(worker.free_rows))
+        assert seen == true, f"the scheduler sees {seen} free pages and rows on {worker.address}, it has {true}"
+        assert view.prefill_tokens == 0, f"the scheduler sees {view.prefill_tokens} tokens on {worker.address}"
+
+
+def check_gateway_at_rest(gateway: GatewayActor) -> None:
+    """Every request was closed."""
+    assert not gateway.ledger.requests, f"the ledger keeps {list(gateway.ledger.requests)}"
+
+
+def check_carrier_at_rest(carrier: Carrier) -> None:
+    """No message waits, none but a client's was ever refused, and no array is left."""
+    for address, inbox in carrier.inboxes.items():
+        if not address.startswith("client/"):
+            assert not len(inbox.mailbox), f"{address} has {len(inbox.mailbox)} messages unread"
+            assert not any(inbox.taken_room.values()), f"{address} is short of room: {inbox.taken_room}"
+    lost = [refused for refused in carrier.refused if not refused[1].startswith("client/")]
+    assert not lost, f"an inbox had no room for {lost[0]}"
+    assert not len(carrier.arrays), f"{len(carrier.arrays)} arrays are left in the table"
+    busy = [lane.name for lane in carrier.lanes.values() if lane.backlog]
+    assert not busy, f"lanes {busy} are busy"

@@ -1,0 +1,138 @@
+"""What the fake engine answers: tokens as a pure function of everything that a real sampler depends on.
+
+The same function serves the engine, which feeds it what it *read from pages*, and `expected_choice`, which
+computes the undisturbed answer from the request alone. So any wrong prefix, seed, choice, index, prompt
+length, penalty count, mask or stop set gives another token.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from actors.messages import FinishReason, TokenRecord
+from runtime.sampling_params import SamplingParams
+from runtime.stop_strings import StopScanner
+
+VOCAB_SIZE = 64
+END_OF_TEXT = 1
+_STOP_ODDS = 24
+_LETTERS = "abcdefgh"
+_MASK = (1 << 64) - 1
+
+
+def mix(state: int, value: int) -> int:
+    """Folds an integer of any size into a 64-bit state."""
+    while True:
+        state = ((state ^ (value & _MASK)) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & _MASK
+        state ^= state >> 29
+        value >>= 64
+        if value in (0, -1):
+            return state
+
+
+def fingerprint(tokens: Sequence[int], state: int = 0) -> int:
+    """Identity of a prefix: chained, so `fingerprint(a + b) == fingerprint(b, fingerprint(a))`."""
+    for token in tokens:
+        state = mix(state, token + 1)
+    return state
+
+
+def bag(tokens: Sequence[int]) -> int:
+    """Identity of a multiset of tokens: what penalty counts depend on."""
+    return sum(mix(77, token) for token in tokens) & _MASK
+
+
+def token_text(token: int) -> str:
+    """Text of a token: one to three letters of a small alphabet, so that stop strings are hit."""
+    return _LETTERS[token % 8] + (_LETTERS[token // 8] * (token % 3))
+
+
+class TokenRule:
+    """The fake sampler of one request."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.params = params
+        bias = dict(params.logit_bias)
+        forced = [token for token, value in bias.items() if value >= 50]
+        allowed = [token for token in forced or range(VOCAB_SIZE) if bias.get(token, 0.0) > -50]
+        if params.allowed_mask is not None:
+            mask = params.allowed_mask
+            allowed = [token for token in allowed if mask[token // 8] >> token % 8 & 1]
+        stops = set(params.stop_token_ids)
+        self._plain = [token for token in allowed if token not in stops]
+        self._stops = [token for token in allowed if token in stops]
+        shape = (
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.logit_bias,
+            params.allowed_mask,
+        )
+        penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
+        self._salt = mix(fingerprint(msgspec.json.encode((shape, penalties))), params.seed)
+
+    def choose(self, prefix: int, choice: int, index: int, prompt_len: int, bags: tuple[int, int]) -> TokenRecord:
+        """The token after the prefix with this fingerprint; `bags` are those of prompt and output."""
+        state = mix(mix(mix(mix(self._salt, prefix), choice), index), prompt_len)
+        if self.params.has_penalties:
+            state = mix(mix(state, bags[0]), bags[1])
+        may_stop = bool(self._stops) and index >= self.params.min_tokens
+        if may_stop and (state >> 8) % _STOP_ODDS == 0 or not self._plain:
+            token = self._stops[(state >> 24) % len(self._stops)]
+        else:
+            token = self._plain[(state >> 24) % len(self._plain)]
+        return self._record(token, state)
+
+    def _record(self, token: int, state: int) -> TokenRecord:
+        if self.params.logprobs is None:
+            return TokenRecord(token)
+        top = tuple(((token + rank) % VOCAB_SIZE, -float(rank)) for rank in range(self.params.logprobs))
+        return TokenRecord(token, -float(state % 1000) / 64, top)
+
+
+class FakeText:
+    """`actors.ledger.TextStream` over `token_text` and the real stop scanner."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._scanner = StopScanner(stop)
+
+    def push(self, token: int) -> tuple[str, str | None]:
+        return self._scanner.push(token_text(token))
+
+    def finish(self) -> str:
+        return self._scanner.flush()
+
+
+class ExpectedChoice(msgspec.Struct, frozen=True):
+    """The undisturbed answer of one choice."""
+
+    records: tuple[TokenRecord, ...]
+    finish: FinishReason
+    text: str
+    stop_match: str | int | None
+
+
+def expected_choice(
+    prompt: tuple[int, ...], params: SamplingParams, choice: int, stop: tuple[str, ...]
+) -> ExpectedChoice:
+    """Computes a choice from the request alone: no pages, no batches, no attempts."""
+    rule = TokenRule(params)
+    prefix, prompt_bag, output_bag = fingerprint(prompt), bag(prompt), 0
+    records: list[TokenRecord] = []
+    text = ""
+    while True:
+        record = rule.choose(prefix, choice, len(records), len(prompt), (prompt_bag, output_bag))
+        records.append(record)
+        if record.token in params.stop_token_ids:
+            return ExpectedChoice(tuple(records), "stop", text, record.token)
+        for letter in token_text(record.token):
+            text += letter
+            matches = [word for word in stop if text.endswith(word)]
+            if matches:
+                word = max(matches, key=len)
+                return ExpectedChoice(tuple(records), "stop", text[: -len(word)], word)
+        if len(records) == params.max_tokens:
+            return ExpectedChoice(tuple(records), "length", text, None)
+        prefix = fingerprint((record.token,), prefix)
+        output_bag = (output_bag + bag((record.token,))) & _MASK

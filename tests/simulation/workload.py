@@ -1,0 +1,149 @@
+"""Seeded traffic: what system is built, which requests arrive when, and how each client behaves.
+
+A seed decides everything. Pools are drawn small enough that requests compete and are preempted, but every choice alone
+fits, so each request that nobody cancels has exactly one right answer.
+"""
+
+from random import Random
+from typing import Literal
+
+import msgspec
+
+from runtime.engine import EngineSpec
+from runtime.sampling_params import SamplingParams
+from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, token_text
+
+Behaviour = Literal["patient", "leaves", "slow"]
+
+MAX_CHOICES = 4
+CANCEL_MOMENTS = (
+    "Submit", "Admit", "Reserve", "Reserved", "StartPrefill", "Placed", "MoveChunk", "KvChunkReady", "ChunkAcked",
+    "StartDecode", "TokensSampled", "Delta", "Preempted", "AbortGroup", "Released",
+)  # fmt: skip
+"""Messages about a request at which its client may leave."""
+
+
+class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request and its client. `leave_at` is a message type and how many of them the client sees out."""
+
+    request: str
+    arrival_s: float
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    num_choices: int
+    stop: tuple[str, ...] = ()
+    behaviour: Behaviour = "patient"
+    leave_at: tuple[str, int] = ("Delta", 1)
+    queue_timeout_s: float = 600.0
+    progress_timeout_s: float = 600.0
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: its system and its requests."""
+
+    seed: int
+    topology: str
+    spec: EngineSpec
+    requests: tuple[PlannedRequest, ...]
+    max_requests: int = 64
+    max_queued: int = 64
+    decode_reserve_tokens: int = 8
+    staged_per_decode: int = 2
+
+
+def draw_workload(seed: int) -> Workload:
+    """The mixed traffic of a seed."""
+    random = Random(f"workload {seed}")
+    page_size = random.choice((2, 4, 8))
+    count = random.randint(5, 14)
+    horizon_s = random.choice((0.05, 0.5, 2.0))
+    requests = tuple(_draw_request(random, f"r{index}", page_size, horizon_s) for index in range(count))
+    return Workload(
+        seed=seed,
+        topology=_draw_topology(random),
+        spec=draw_spec(random, page_size, requests),
+        requests=requests,
+        max_requests=random.choice((64, 64, 64, 4)),
+        max_queued=random.choice((64, 64, 64, 2)),
+        decode_reserve_tokens=random.choice((1, 4, 16)),
+        staged_per_decode=random.choice((1, 2, 3)),
+    )
+
+
+def draw_spec(random: Random, page_size: int, requests: tuple[PlannedRequest, ...]) -> EngineSpec:
+    """Engine sizes that every choice of these requests fits into, mostly not many of them at once."""
+    longest = max(len(planned.prompt) + planned.params.max_tokens for planned in requests)
+    widest = max(_largest_need(planned, page_size) for planned in requests)
+    slack = random.choice((0, 1, 4, 40))
+    return EngineSpec(
+        page_size=page_size,
+        num_pages=1 + max(widest, -(-longest // page_size)) + slack,
+        num_rows=random.choice((MAX_CHOICES, 6, 16)),
+        max_context_tokens=longest + 1,
+        vocab_size=VOCAB_SIZE,
+        chunk_tokens=page_size * random.choice((1, 2, 4)),
+        max_prefill_segments=random.choice((1, 2, 4)),
+        page_bytes=1,
+    )
+
+
+def _largest_need(planned: PlannedRequest, page_size: int) -> int:
+    """Pages of the largest first lease: shared prompt pages, and a tail and 16 reserved tokens for each choice."""
+    prompt_len = len(planned.prompt)
+    shared = prompt_len // page_size
+    reserve_tokens = max(1, min(16, planned.params.max_tokens))
+    return shared + planned.num_choices * (-(-(prompt_len + reserve_tokens) // page_size) - shared)
+
+
+def _draw_topology(random: Random) -> str:
+    if random.random() < 0.3:
+        return f"mixed={random.randint(1, 2)}"
+    return f"prefill={random.randint(1, 2)},decode={random.randint(1, 3)}"
+
+
+def _draw_request(random: Random, request: str, page_size: int, horizon_s: float) -> PlannedRequest:
+    prompt_len = random.choice((1, page_size - 1, page_size, page_size + 1, random.randint(1, 6 * page_size)))
+    prompt = tuple(random.randrange(2, VOCAB_SIZE) for _ in range(max(1, prompt_len)))
+    behaviour: Behaviour = random.choices(("patient", "leaves", "slow"), (0.65, 0.3, 0.05))[0]
+    return PlannedRequest(
+        request=request,
+        arrival_s=random.uniform(0.0, horizon_s),
+        prompt=prompt,
+        params=draw_params(random),
+        num_choices=random.choice((1, 1, 1, 2, 3, MAX_CHOICES)),
+        stop=tuple(_draw_stop(random) for _ in range(random.choice((0, 0, 1, 2)))),
+        behaviour=behaviour,
+        leave_at=(random.choice(CANCEL_MOMENTS), random.randint(1, 4)),
+        queue_timeout_s=random.choice((600.0, 600.0, 600.0, 600.0, 0.2)),
+    )
+
+
+def draw_params(random: Random) -> SamplingParams:
+    """Sampling parameters of which every one matters to the fake sampler."""
+    penalties = random.random() < 0.3
+    mask = None
+    if random.random() < 0.15:
+        bits = random.getrandbits(VOCAB_SIZE) | 1 << random.randrange(2, VOCAB_SIZE)
+        mask = bits.to_bytes(VOCAB_SIZE // 8, "little")
+    bias = ((random.randrange(VOCAB_SIZE), -100.0), (random.randrange(2, VOCAB_SIZE), 1.5))
+    return SamplingParams(
+        seed=random.getrandbits(64),
+        max_tokens=random.choice((1, 2, random.randint(3, 12), random.randint(12, 30))),
+        temperature=random.choice((0.0, 0.6, 1.0)),
+        top_k=random.choice((0, 20)),
+        top_p=random.choice((1.0, 0.9)),
+        presence_penalty=0.5 if penalties else 0.0,
+        repetition_penalty=1.1 if penalties else 1.0,
+        logit_bias=bias if random.random() < 0.2 else (),
+        allowed_mask=mask,
+        min_tokens=random.choice((0, 0, 3)),
+        stop_token_ids=random.choice(((END_OF_TEXT,), (END_OF_TEXT, 7), ())),
+        logprobs=random.choice((None, None, 0, 3)),
+    )
+
+
+def _draw_stop(random: Random) -> str:
+    """A stop string that some token pair produces, cut at random, so that it is found now and then."""
+    text = token_text(random.randrange(VOCAB_SIZE)) + token_text(random.randrange(VOCAB_SIZE))
+    begin = random.randrange(len(text) - 1)
+    return text[begin : begin + random.randint(2, 3)]
