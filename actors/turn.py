@@ -38,7 +38,7 @@ class Flight(msgspec.Struct, frozen=True):
 
 
 def enqueue(engine: Engine, turn: Turn, arrived: list[KvChunk]) -> tuple[StepHandle | None, list[KvChunk]]:
-    """Enqueues the turn on the slice; `arrived` are the chunks of its inserts. Returns the step and what was gathered."""
+    """Enqueues the turn; `arrived` are the chunks of its inserts. Returns the step and what was gathered."""
     for chunk, insert in zip(arrived, turn.inserts, strict=True):
         engine.insert(chunk, insert.source, insert.pages)
     if turn.rows:

@@ -98,7 +98,8 @@ class WorkerActor:
         """Nothing to plan and nothing in flight: settles the device if pages wait for it, else waits for a message."""
         if self.pool.quarantined_pages:
             await ctx.run_engine(self.address, self._engine.wait, self._options.step_timeout_s)
-            self.pool.retire(self._turn + 1)
+            self._turn += 1  # an empty turn: what was given up for the next one is retired by it
+            self.pool.retire(self._turn)
             return
         self._report(ctx)
         message = await ctx.receive()
@@ -208,16 +209,7 @@ class WorkerActor:
         for victim in preempted:
             self._preempt(ctx, victim)
         chunks = self.prefill.plan() if self.role != "decode" else ()
-        turn = Turn(
-            inserts=inserts,
-            rows=rows,
-            chunks=(),
-            decode=sequences,
-            step=None,
-            slots=(),
-            gathers=[],
-            copies=[],
-        )
+        turn = Turn(inserts=inserts, rows=rows, chunks=(), step=None, slots=(), gathers=[], copies=[])
         segments, slots = self._plan_chunks(turn, chunks)
         for sequence in sequences:
             slots.append(Slot(sequence.key, self.decode.dispatched(sequence), None))

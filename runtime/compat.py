@@ -1,10 +1,16 @@
-"""What differs between the jax versions that we support, behind one name each."""
+"""What differs between the jax versions that we support, and what jax leaves without types, behind one name each."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 from jax import monitoring
 
 _BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+block_until_ready: Any = jax.block_until_ready
+update_config: Any = jax.config.update
 
 
 def on_compilation(callback: Callable[[], None]) -> None:

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from runtime import compat
 from runtime.errors import UsageError
 
@@ -34,9 +32,9 @@ def enable_compile_cache(directory: Path | None = None) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{CACHE_VARIABLE}: cannot make the folder {path} ({error.strerror})") from error
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compat.update_config("jax_compilation_cache_dir", str(path))
+    compat.update_config("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compat.update_config("jax_persistent_cache_min_entry_size_bytes", 0)
     return path
 
 

@@ -7,6 +7,7 @@ programs) and runs in a thread, `service` starts the actors and the HTTP applica
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.types import ASGIApp
 
-from actors.system import RunningSystem, SystemOptions, running_system
+from actors.system import System, running_system
+from actors.wiring import SystemOptions
 from api.app import create_app
 from api.model import ApiSettings, GenerationDefaults, Readiness, ServedModel, draw_os_seed
 from runtime.cli.console import Report, human_bytes
@@ -24,6 +26,7 @@ from runtime.engine import EngineSpec
 from runtime.errors import UsageError
 from runtime.model_config import ModelConfig, load_generation_defaults, load_model_config
 from runtime.settings import DEMO_NAME, Platform, Settings
+from runtime.text_stream import TextStream
 from runtime.tokens import Tokenizer
 from runtime.topology import Slice, Topology, default_topology
 
@@ -120,32 +123,141 @@ async def service(loaded: Loaded) -> AsyncIterator[Service]:
     from runtime.kv_mover import DevicePutMover
 
     settings = loaded.plan.settings
-    readiness = _Readiness()
     mover = DevicePutMover({name: engine.placement.chunk for name, engine in loaded.engines.items()})
     options = SystemOptions(
-        max_queued=settings.max_queued_requests, decode_reserve_tokens=settings.decode_reserve_tokens
+        max_queued=settings.max_queued_requests,
+        decode_reserve_tokens=settings.decode_reserve_tokens,
     )
-    async with running_system(loaded.engines, loaded.topology, mover, options) as system:
-        app = create_app(_served_model(loaded), system.client, readiness, _api_settings(settings))
-
-        async def drain(timeout_s: float) -> bool:
-            readiness.state = "draining"
-            return await system.drain(timeout_s)
-
-        yield Service(app=app, drain=drain)
+    make_text = partial(_text_stream, loaded.tokenizer)
+    async with running_system(loaded.engines, loaded.topology, mover, make_text, options) as system:
+        gate = _Gate(system)
+        app = create_app(_served_model(loaded), system.client, gate.readiness, _api_settings(settings))
+        yield Service(app=app, drain=gate.drain)
 
 
-class _Readiness:
-    """What `/health` says once there is an application."""
+class _Gate:
+    """Whether the running system takes requests, for `/health` and for the edge."""
 
-    def __init__(self) -> None:
-        self.state: str = "ready"
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._draining = False
 
-    def __call__(self) -> Readiness:
-        return Readiness(state=self.state)
+    def readiness(self) -> Readiness:
+        if self._system.failure is not None:
+            return Readiness(state="draining", detail=self._system.failure)
+        return Readiness(state="draining" if self._draining else "ready")
+
+    async def drain(self, timeout_s: float) -> bool:
+        self._draining = True
+        if await self._system.drain(timeout_s):
+            return True
+        self._system.fail("the server is shutting down and this request ran out of time")
+        return False
+
+
+def _text_stream(tokenizer: Tokenizer, stop: tuple[str, ...], min_tokens: int) -> TextStream:
+    return TextStream(tokenizer, stop)
+
+
+def _load_weights(plan: Plan, topology: Topology, devices: "list[jax.Device]", report: Report) -> Any:
+    from runtime.weights import load_weights
+
+    with report.progress("loading weights") as advance:
+        return load_weights(plan.folder, plan.config, advance)
+
+
+def _make_engines(
+    plan: Plan, topology: Topology, devices: "list[jax.Device]", platform: Platform, weights: Any
+) -> "dict[str, JaxEngine]":
+    """One engine per slice, each with its own copy of the weights; the pools take what is left, alike on all."""
+    import jax
+
+    from runtime.jax_engine import JaxEngine
+
+    params = {part.name: jax.device_put(weights, devices[part.devices[0]]) for part in topology.slices}
+    num_pages = min(_num_pages(plan, topology, devices[part.devices[0]], platform) for part in topology.slices)
+    spec = _spec(plan, platform, num_pages)
+    return {
+        part.name: JaxEngine(
+            plan.config,
+            params[part.name],
+            spec,
+            role=part.role,
+            devices=[devices[index] for index in part.devices],
+            use_sort=plan.settings.use_sort_for_toppk_minp,
+        )
+        for part in topology.slices
+    }
+
+
+def _num_pages(plan: Plan, topology: Topology, device: "jax.Device", platform: Platform) -> int:
+    from runtime.kv_cache import DEFAULT_MEM_FRACTION, pages_that_fit, pool_shape
+
+    settings = plan.settings
+    if settings.num_pages is not None:
+        return settings.num_pages
+    sizes = settings.sizes_for(platform)
+    fraction, max_bytes = settings.mem_fraction_static, None
+    if platform == "cpu" and fraction is not None:
+        max_bytes = int(fraction * free_host_bytes()) // len(topology.slices)
+    return pages_that_fit(
+        pool_shape(plan.config, sizes.page_size, platform),
+        device,
+        num_rows=sizes.max_running_requests,
+        max_context_tokens=plan.max_context_tokens,
+        mem_fraction=fraction or DEFAULT_MEM_FRACTION,
+        max_pool_bytes=max_bytes,
+    )
+
+
+def _spec(plan: Plan, platform: Platform, num_pages: int) -> EngineSpec:
+    from runtime.kv_cache import pool_shape
+
+    sizes = plan.settings.sizes_for(platform)
+    return EngineSpec(
+        page_size=sizes.page_size,
+        num_pages=num_pages,
+        num_rows=sizes.max_running_requests,
+        max_context_tokens=plan.max_context_tokens,
+        vocab_size=plan.config.vocab_size,
+        chunk_tokens=sizes.chunked_prefill_size,
+        max_prefill_segments=MAX_PREFILL_SEGMENTS,
+        page_bytes=pool_shape(plan.config, sizes.page_size, platform).page_bytes,
+    )
+
+
+def _warm_up(engines: "Mapping[str, JaxEngine]", report: Report) -> None:
+    for name, engine in engines.items():
+        with report.progress(f"compiling {name}") as advance:
+            engine.warm_up(lambda label, done, total, advance=advance: advance(done, total))
+
+
+def _served_model(loaded: Loaded) -> ServedModel:
+    plan, settings = loaded.plan, loaded.plan.settings
+    smallest = min(engine.spec.usable_pages * engine.spec.page_size for engine in loaded.engines.values())
+    draw = draw_os_seed if settings.random_seed is None else partial(Random(settings.random_seed).getrandbits, 63)
+    return ServedModel(
+        names=(plan.name,),
+        tokenizer=loaded.tokenizer,
+        max_context_tokens=plan.max_context_tokens,
+        max_request_tokens=smallest,
+        vocab_size=plan.config.vocab_size,
+        eos_token_ids=plan.config.eos_token_ids,
+        created=int(time.time()),
+        defaults=plan.generation,
+        draw_seed=draw,
+    )
+
+
+def _api_settings(settings: Settings) -> ApiSettings:
+    return ApiSettings(
+        api_keys=settings.api_keys,
+        queue_timeout_s=settings.queue_timeout_s,
+        progress_timeout_s=settings.progress_timeout_s,
+    )
 
 
 def _described(part: Slice, devices: "list[jax.Device]", spec: EngineSpec) -> str:
     where = ", ".join(str(devices[index]) for index in part.devices)
-    pages = f"{spec.usable_pages} KV pages of {spec.page_size} tokens, {human_bytes(spec.num_pages * spec.page_bytes)}"
-    return f"{where}: {pages}, {spec.num_rows} rows"
+    size = human_bytes(spec.num_pages * spec.page_bytes)
+    return f"{where}: {spec.usable_pages} KV pages of {spec.page_size} tokens ({size}), {spec.num_rows} rows"

@@ -61,9 +61,7 @@ class RowWriter:
         narrow = {name: (x.shape[1:], x.dtype) for name, x in sampler._asdict().items() if name not in WIDE_FIELDS}
         self._fields = {**fields, "table": ((table_width,), np.int32), **narrow}
         self._wide = {name: sampler._asdict()[name] for name in WIDE_FIELDS}
-        self._padding = self._pack_values(
-            num_rows, 0, 0, (), row_values(_NO_SAMPLING, 0, (), (), vocab_size)._asdict()
-        )
+        self._padding = self._pack_values(num_rows, 0, 0, (), row_values(_NO_SAMPLING, 0, (), (), vocab_size)._asdict())
 
     @property
     def packed_size(self) -> int:

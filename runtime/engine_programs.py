@@ -16,7 +16,7 @@ from runtime.buckets import Buckets
 from runtime.device_state import DeviceRows, RowWriter, empty_device_rows
 from runtime.engine import EngineSpec
 from runtime.kv_cache import PoolShape, empty_pool
-from runtime.placement import Placement, shape_of, shaped
+from runtime.placement import Placement, shape_of, shaped, struct
 from runtime.programs import Key, Programs
 from runtime.step_inputs import StepLayout
 from runtime.steps import Pool, StepConfig, forward_step, sample_step
@@ -76,7 +76,7 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
     everywhere, pooled = placement.replicated, placement.pool
 
     def ints(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
+        return struct(shape, jnp.int32, everywhere)
 
     def add(key: Key, function: Callable[..., Any], args: tuple[Any, ...], donate: tuple[int, ...], out: Any) -> None:
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
@@ -92,17 +92,16 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
         add(step_key(num_tokens, num_decode), _step(parts.config, layout), args, (1, 2), out)
     for size in buckets.sample:
         hidden = _last_hidden(parts, params, pool, rows)
-        args = (params, rows, hidden, ints(2, size + 1))
-        add(Key("sample", size), _sample(parts.config), args, (1,), everywhere)
+        sample_args = (params, rows, hidden, ints(2, size + 1))
+        add(Key("sample", size), _sample(parts.config), sample_args, (1,), everywhere)
     for size in buckets.set_rows:
         wide = shaped(writer.wide_zeros(size), everywhere)
-        args = (rows, ints(size, writer.packed_size), wide)
-        add(Key("set_rows", size), writer.write, args, (0,), everywhere)
+        write_args = (rows, ints(size, writer.packed_size), wide)
+        add(Key("set_rows", size), writer.write, write_args, (0,), everywhere)
     for size in buckets.gather:
         add(Key("gather", size), gather_pages, (pool, ints(size)), (), placement.chunk)
     for size in buckets.insert:
-        layer = pool[0]
-        chunk = jax.ShapeDtypeStruct(parts.pool.chunk(size), layer.dtype, sharding=placement.chunk)
+        chunk = struct(parts.pool.chunk(size), parts.pool.dtype, placement.chunk)
         add(Key("insert", size), _insert, (pool, chunk, ints(2, size)), (0,), pooled)
     return programs
 
@@ -110,9 +109,9 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
 def _last_hidden(parts: EngineParts, params: Any, pool: Any, rows: Any) -> jax.ShapeDtypeStruct:
     """What the smallest prefill program hands to the sampling program."""
     layout = parts.layout(parts.buckets.prefill[0], 0)
-    packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32)
+    packed = struct((layout.size,), jnp.int32, parts.placement.replicated)
     hidden = jax.eval_shape(_step(parts.config, layout), params, pool, rows, packed)[2]
-    return jax.ShapeDtypeStruct(hidden.shape, hidden.dtype, sharding=parts.placement.replicated)
+    return struct(hidden.shape, hidden.dtype, parts.placement.replicated)
 
 
 @functools.cache

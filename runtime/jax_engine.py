@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import numpy as np
 
+from runtime import compat
 from runtime.buckets import Buckets, fit, fit_mixed, plan_buckets
 from runtime.compile_cache import compilations
 from runtime.device_state import DeviceRows, RowWriter
@@ -31,7 +32,7 @@ from runtime.model_config import ModelConfig
 from runtime.placement import Placement
 from runtime.programs import Key, Programs, Progress
 from runtime.step_inputs import StepLayout, pack_sample
-from runtime.steps import AttentionOps, Drawn, PagedAttention, Pool, StepConfig
+from runtime.steps import PAGED_ATTENTION, AttentionOps, Drawn, Pool, StepConfig
 from runtime.topology import Role
 
 _T = TypeVar("_T")
@@ -67,7 +68,7 @@ class JaxEngine:
         role: Role,
         devices: Sequence[jax.Device],
         use_sort: bool = False,
-        attention: AttentionOps | None = None,
+        attention: AttentionOps = PAGED_ATTENTION,
     ) -> None:
         self._spec = spec
         self._params = params
@@ -77,7 +78,7 @@ class JaxEngine:
         )
         self._parts = EngineParts(
             spec=spec,
-            config=StepConfig(model, spec.page_size, use_sort, attention or PagedAttention()),
+            config=StepConfig(model, spec.page_size, use_sort, attention),
             pool=pool_shape(model, spec.page_size, devices[0].platform),
             params=params,
             placement=self._placement,
@@ -167,7 +168,7 @@ class JaxEngine:
     def fetch(self, handle: StepHandle) -> tuple[Sampled, ...]:
         """Blocks until the step is done. Order: sample rows of each prefill segment, then decode rows."""
         payload: _Payload = handle.payload
-        jax.block_until_ready(payload.last_hidden)
+        compat.block_until_ready(payload.last_hidden)
         return tuple(sampled for draw in payload.draws for sampled in _read(draw))
 
     def gather(self, pages: Sequence[int]) -> KvChunk:
@@ -190,7 +191,7 @@ class JaxEngine:
 
     def wait(self) -> int:
         """Blocks until all enqueued work is done; returns the highest fence handed out so far."""
-        jax.block_until_ready((self._pool, self._rows, self._last_chunk))
+        compat.block_until_ready((self._pool, self._rows, self._last_chunk))
         return self._fence
 
     def reset(self) -> None:

@@ -5,13 +5,17 @@ everything else that is not a weight is on every device of the slice.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 AXIS = "tp"
+
+_spec: Any = PartitionSpec
+_struct: Any = jax.ShapeDtypeStruct
 
 
 class Placement:
@@ -19,10 +23,10 @@ class Placement:
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
         self.mesh = Mesh(np.array(list(devices)), (AXIS,))
-        self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.pool = NamedSharding(self.mesh, PartitionSpec(None, AXIS, None, None, None))
+        self.replicated = NamedSharding(self.mesh, _spec())
+        self.pool = NamedSharding(self.mesh, _spec(None, AXIS, None, None, None))
         """Of each layer's `[P, K, 2, page, H]`."""
-        self.chunk = NamedSharding(self.mesh, PartitionSpec(None, None, AXIS, None, None, None))
+        self.chunk = NamedSharding(self.mesh, _spec(None, None, AXIS, None, None, None))
         """Of gathered pages `[L, n, K, 2, page, H]`."""
 
     @property
@@ -35,11 +39,16 @@ class Placement:
         return jax.device_put(values, self.replicated)
 
 
+def struct(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """One array to compile for."""
+    return cast(jax.ShapeDtypeStruct, _struct(shape, dtype, sharding=sharding))
+
+
 def shape_of(arrays: Any) -> Any:
     """The same pytree as shapes with shardings, to compile for without touching the arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
+    return jax.tree.map(lambda x: _struct(x.shape, x.dtype, sharding=x.sharding), arrays)
 
 
 def shaped(shapes: Any, sharding: NamedSharding) -> Any:
     """A pytree of shapes, all with one sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return jax.tree.map(lambda x: _struct(x.shape, x.dtype, sharding=sharding), shapes)

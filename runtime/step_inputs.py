@@ -80,9 +80,7 @@ class StepLayout(msgspec.Struct, frozen=True, kw_only=True):
         return fields
 
 
-def pack_sample(
-    pairs: Sequence[tuple[int, int]], bucket: int, sentinel_row: int, want_logprobs: bool
-) -> np.ndarray:
+def pack_sample(pairs: Sequence[tuple[int, int]], bucket: int, sentinel_row: int, want_logprobs: bool) -> np.ndarray:
     """What `sample_step` takes, int32[2, bucket + 1]: the flag and a zero, then segments over rows."""
     packed = np.zeros((2, bucket + 1), np.int32)
     packed[0, 0] = want_logprobs

@@ -74,6 +74,9 @@ class PagedAttention:
     decode = staticmethod(paged_decode)
 
 
+PAGED_ATTENTION = PagedAttention()
+
+
 class StepConfig(NamedTuple):
     """What every step function of one engine shares; static."""
 
@@ -155,9 +158,7 @@ def _draw(
     return rows._replace(last_tokens=last_tokens, sampler=advanced), drawn
 
 
-def _logprobs(
-    logits: jax.Array, tokens: jax.Array, wanted: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _logprobs(logits: jax.Array, tokens: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     shape = (tokens.shape[0], MAX_LOGPROBS)
 
     def nothing() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -219,9 +220,7 @@ def _attention(
         if decode_tables is not None:
             lens = jnp.minimum(batch.positions[num_tokens:] + 1, most)
             context_lens = jnp.where(inputs["rows"] == layout.sentinel_row, 0, lens)
-            outputs.append(
-                config.attention.decode(q[num_tokens:], kv, decode_tables, context_lens, scale=scale)
-            )
+            outputs.append(config.attention.decode(q[num_tokens:], kv, decode_tables, context_lens, scale=scale))
         return kv, jnp.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
     return attend

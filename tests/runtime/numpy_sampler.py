@@ -13,9 +13,10 @@ from runtime.sampling_params import SamplingParams
 
 
 class Truth(NamedTuple):
-    """`probabilities` float64[V], exactly 0 where excluded; `margin` is the least distance of a mass from a cut."""
+    """`probabilities` float64[V], 0 where excluded; `margin` is the least distance of a mass from a cut."""
 
     probabilities: np.ndarray
+    is_kept: np.ndarray
     margin: float
 
 
@@ -23,21 +24,24 @@ def distribution(logits: np.ndarray, sampling: SamplingParams, prompt: Sequence[
     """The distribution that the next token of a row with this prompt and output is drawn from."""
     scores = edited(logits, sampling, prompt, output)
     if sampling.temperature == 0:
-        return Truth(np.eye(len(scores))[int(np.flatnonzero(scores == scores.max())[0])], np.inf)
+        chosen = int(np.flatnonzero(scores == scores.max())[0])
+        return Truth(np.eye(len(scores))[chosen], scores > -np.inf, np.inf)
     scores = scores / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         kth = sorted(scores, reverse=True)[sampling.top_k - 1]
         scores = np.where(scores >= kth, scores, -np.inf)
     probabilities = softmax(scores)
-    margin = np.inf
+    is_kept, margin = scores > -np.inf, np.inf
     if sampling.top_p < 1:
-        probabilities, margin = nucleus(probabilities, sampling.top_p)
+        is_inside, margin = nucleus(probabilities, sampling.top_p)
+        is_kept &= is_inside
     if sampling.min_p > 0:
         ratio = probabilities / probabilities.max()
         others = ratio[ratio < 1]
         margin = min([margin, *np.abs(others - sampling.min_p)])
-        probabilities = np.where(ratio >= sampling.min_p, probabilities, 0)
-    return Truth(probabilities / probabilities.sum(), margin)
+        is_kept &= ratio >= sampling.min_p
+    probabilities = np.where(is_kept, probabilities, 0)
+    return Truth(probabilities / probabilities.sum(), is_kept, margin)
 
 
 def edited(logits: np.ndarray, sampling: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
@@ -64,7 +68,7 @@ def edited(logits: np.ndarray, sampling: SamplingParams, prompt: Sequence[int], 
 
 
 def nucleus(probabilities: np.ndarray, top_p: float) -> tuple[np.ndarray, float]:
-    """Top-p with all ties of the last token kept, and the least distance between a running mass and `top_p`."""
+    """Which tokens top-p keeps, ties of the last included, and how near to `top_p` a running mass comes."""
     mass, margin, last = 0.0, np.inf, 0.0
     for value, group in sorted(Counter(probabilities.tolist()).items(), reverse=True):
         last = value
@@ -72,7 +76,7 @@ def nucleus(probabilities: np.ndarray, top_p: float) -> tuple[np.ndarray, float]
         margin = min(margin, abs(mass - top_p))
         if mass >= top_p:
             break
-    return np.where(probabilities >= last, probabilities, 0), margin
+    return probabilities >= last, margin
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from runtime.sampling_params import SamplingParams
 VOCAB_SIZE = 300
 
 run_sample = jax.jit(sample, static_argnames="use_sort")
+run_advance = jax.jit(advance)
 run_logprobs = jax.jit(logprobs, static_argnames="k")
 
 
@@ -148,7 +149,7 @@ def test_noise_is_gumbel_distributed_and_finite_at_the_ends() -> None:
     assert -3 < ends[1] < -2
 
 
-@pytest.mark.parametrize("vocab_size", [1, 127, 128, 129, 1000])
+@pytest.mark.parametrize("vocab_size", [1, 128, 1000])
 def test_greedy_takes_the_lowest_of_equal_tokens(vocab_size: int) -> None:
     rng = np.random.default_rng(vocab_size)
     logits = rng.integers(-3, 4, size=(50, vocab_size)).astype(np.float32)
@@ -169,7 +170,7 @@ def test_broken_logits_give_a_token_of_the_vocabulary() -> None:
 
 
 def test_advance_counts_every_mention_of_a_row() -> None:
-    state = advance(empty_rows(4, 8), jnp.array([1, 3, 3, 0, 3]), jnp.array([5, 2, 2, 7, 6]))
+    state = run_advance(empty_rows(4, 8), jnp.array([1, 3, 3, 0, 3]), jnp.array([5, 2, 2, 7, 6]))
     assert state.index.tolist() == [1, 1, 0, 3]
     counts = np.zeros((4, 8), int)
     counts[1, 5], counts[3, 2], counts[3, 6], counts[0, 7] = 1, 2, 1, 1
@@ -177,15 +178,17 @@ def test_advance_counts_every_mention_of_a_row() -> None:
 
 
 @pytest.fixture
-def donated_step() -> Iterator[object]:
+def donated_step() -> Callable[..., tuple[jax.Array, SamplerRows]]:
     def step(state: SamplerRows, logits: jax.Array, rows: jax.Array) -> tuple[jax.Array, SamplerRows]:
         tokens = sample(logits, state, rows)
         return tokens, advance(state, rows, tokens)
 
-    yield jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0)
 
 
-def test_a_donated_step_advances_in_place_and_feeds_the_penalties(donated_step: object) -> None:
+def test_a_donated_step_advances_in_place_and_feeds_the_penalties(
+    donated_step: Callable[..., tuple[jax.Array, SamplerRows]],
+) -> None:
     state = stack([request(temperature=0.0, presence_penalty=2.0), request(temperature=0.0)], 4)
     logits = jnp.array([[3.0, 2.0, 1.5, 0.0]] * 2)
     drawn = []
@@ -208,7 +211,7 @@ def test_min_tokens_ends_at_its_index() -> None:
     drawn = []
     for _ in range(3):
         drawn += draw(logits, state, [0])
-        state = advance(state, jnp.array([0]), jnp.array(drawn[-1:]))
+        state = run_advance(state, jnp.array([0]), jnp.array(drawn[-1:]))
     assert drawn == [1, 1, 0]
 
 

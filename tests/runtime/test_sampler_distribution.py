@@ -55,6 +55,7 @@ def test_every_combination_at_temperature_zero(vocab_size: int) -> None:
 
 
 DYADIC = st.integers(-8, 8).map(lambda n: n / 4)
+THOUSANDTHS = st.integers(1, 1000).map(lambda n: n / 1000)
 
 
 @st.composite
@@ -71,8 +72,8 @@ def tied_request(draw: st.DrawFn) -> tuple[np.ndarray, Request]:
         max_tokens=9,
         temperature=draw(st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 1.0e-3])),
         top_k=draw(st.one_of(st.just(0), st.integers(1, vocab_size))),
-        top_p=draw(st.floats(0.01, 1.0, width=32)),
-        min_p=draw(st.floats(0.0, 1.0, width=32)),
+        top_p=draw(THOUSANDTHS),
+        min_p=draw(THOUSANDTHS),
         presence_penalty=draw(DYADIC),
         frequency_penalty=draw(DYADIC),
         repetition_penalty=draw(st.sampled_from([0.5, 1.0, 2.0])),

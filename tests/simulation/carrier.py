@@ -151,15 +151,17 @@ class Carrier:
         self._starts[address] += 1
         self._scopes[address] = []
         context = SimContext(self, address, Random(f"{address} {self._starts[address]} {self.seed}"))
-        self.start_task(address, str(address), body(context))
+        self.start_task(address, str(address), body(context), main=True)
 
-    def start_task(self, address: Address, name: str, coro: Coroutine[Any, Any, None]) -> None:
-        """A task in the actor's scope. Its error ends the actor; so does the end of the scope's last task."""
+    def start_task(
+        self, address: Address, name: str, coro: Coroutine[Any, Any, None], main: bool = False
+    ) -> None:
+        """A task in the actor's scope. Its error ends the actor; so does the end of its main task."""
 
         def on_exit(task: Task, error: BaseException | None) -> None:
             scope = self._scopes[address]
             scope.remove(task)
-            if error is not None or not scope:
+            if error is not None or main:
                 self.kill(address)
                 self.trace.add(self.loop.now, "exit", address, "", error)
                 self.on_death(address, error)
@@ -213,7 +215,8 @@ class Carrier:
         _wake(inbox.receivers)
 
     def _raise_death(self, address: Address, error: BaseException | None) -> None:
-        raise SimulationError(f"{address} ended with {error!r}") from error
+        if error is not None or not address.startswith("client/"):
+            raise SimulationError(f"{address} ended with {error!r}") from error
 
 
 class SimContext:

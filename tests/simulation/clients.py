@@ -13,6 +13,7 @@ from actors.messages import (
     Submit,
     TokensSampled,
 )
+from actors.wiring import CLIENT_CAPACITY
 from tests.simulation.loop import Loop, Waiter
 from tests.simulation.workload import PlannedRequest
 
@@ -39,7 +40,7 @@ class SimClient:
         room = self.plan.num_choices * self.plan.params.max_tokens + 2
         if self.plan.behaviour == "slow":
             room = _SLOW_ROOM
-        return {"control": 1, "cancel": 0, "token": room, "work": 0}
+        return {**CLIENT_CAPACITY, "token": room}
 
     @property
     def terminals(self) -> list[Completed | Failed]:

@@ -92,12 +92,19 @@ class TokenRule:
 
 
 class FakeText:
-    """`actors.ledger.TextStream` over `token_text` and the real stop scanner."""
+    """`actors.ledger.TextStream` over `token_text` and the real stop scanner.
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
+    Text of the first `min_tokens` tokens is not scanned.
+    """
+
+    def __init__(self, stop: tuple[str, ...], min_tokens: int) -> None:
         self._scanner = StopScanner(stop)
+        self._unscanned = min_tokens
 
     def push(self, token: int) -> tuple[str, str | None]:
+        self._unscanned -= 1
+        if self._unscanned >= 0:
+            return token_text(token), None
         return self._scanner.push(token_text(token))
 
     def finish(self) -> str:
@@ -120,7 +127,7 @@ def expected_choice(
     rule = TokenRule(params)
     prefix, prompt_bag, output_bag = fingerprint(prompt), bag(prompt), 0
     records: list[TokenRecord] = []
-    text = ""
+    text, scanned_from = "", 0
     while True:
         record = rule.choose(prefix, choice, len(records), len(prompt), (prompt_bag, output_bag))
         records.append(record)
@@ -128,10 +135,12 @@ def expected_choice(
             return ExpectedChoice(tuple(records), "stop", text, record.token)
         for letter in token_text(record.token):
             text += letter
-            matches = [word for word in stop if text.endswith(word)]
+            may_match = text[scanned_from:] if len(records) > params.min_tokens else ""
+            matches = [word for word in stop if may_match.endswith(word)]
             if matches:
                 word = max(matches, key=len)
                 return ExpectedChoice(tuple(records), "stop", text[: -len(word)], word)
+        scanned_from = len(text) if len(records) == params.min_tokens else scanned_from
         if len(records) == params.max_tokens:
             return ExpectedChoice(tuple(records), "length", text, None)
         prefix = fingerprint((record.token,), prefix)

@@ -1,11 +1,13 @@
-"""The whole server on the deterministic carrier: gateway, scheduler, transfer and workers over fake engines."""
+"""The whole server on the deterministic carrier: the same wiring as every other carrier, over fake engines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from actors.gateway import GatewayActor
-from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, MailboxClass
+from actors.messages import Address, Message, WorkerDown
 from actors.scheduler import SchedulerActor
+from actors.supervisor import WorkerSupervisor
 from actors.transfer import TransferActor
+from actors.wiring import SystemOptions, wire
 from actors.worker import WorkerActor, WorkerOptions
 from runtime.pages import PagePool
 from runtime.topology import parse_topology
@@ -13,9 +15,8 @@ from tests.simulation.carrier import Carrier
 from tests.simulation.clients import SimClient
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
-from tests.simulation.workload import Workload
-
-ROOM: Mapping[MailboxClass, int] = {"control": 1024, "cancel": 1024, "token": 1024, "work": 1024}
+from tests.simulation.loop import SimulationError
+from tests.simulation.workload import MAX_CHOICES, Workload
 
 
 class SimSystem:
@@ -24,41 +25,55 @@ class SimSystem:
     def __init__(self, workload: Workload, live_trace: bool = False) -> None:
         self.workload = workload
         self.carrier = Carrier(workload.seed, live_trace)
-        self.engines: dict[str, FakeEngine] = {}
-        self.workers: list[WorkerActor] = []
+        topology = parse_topology(workload.topology)
+        self.engines = {part.name: FakeEngine(part.name, workload.spec, self._later) for part in topology.slices}
+        options = SystemOptions(
+            max_queued=workload.max_queued,
+            max_choices=MAX_CHOICES,
+            decode_reserve_tokens=workload.decode_reserve_tokens,
+            worker=WorkerOptions(staged_per_decode=workload.staged_per_decode),
+        )
+        specs = wire(self.engines, topology, FakeMover(self.engines), FakeText, options, self._make_pool)
+        actors = {spec.address: spec.actor for spec in specs}
+        gateway, scheduler = actors[Address("gateway")], actors[Address("scheduler")]
+        assert isinstance(gateway, GatewayActor)
+        assert isinstance(scheduler, SchedulerActor)
+        self.gateway, self.scheduler = gateway, scheduler
+        self.transfers = [actor for actor in actors.values() if isinstance(actor, TransferActor)]
+        self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
-        self.gateway = GatewayActor(FakeText, workload.max_requests)
-        self.scheduler = SchedulerActor(workload.max_queued, workload.decode_reserve_tokens)
-        self.transfer = TransferActor(FakeMover(self.engines))
-        self.carrier.start(GATEWAY, self.gateway.run, ROOM)
-        self.carrier.start(SCHEDULER, self.scheduler.run, ROOM)
-        self.carrier.start(TRANSFER, self.transfer.run, ROOM)
-        for part in parse_topology(workload.topology).slices:
-            worker = self._make_worker(Address(part.name), part.role)
-            self.workers.append(worker)
-            self.carrier.start(worker.address, worker.run, ROOM)
+        self.carrier.observers.append(_fail_on_worker_down)
+        self.carrier.observers += [client.observe for client in self.clients]
+        for spec in specs:
+            self.carrier.start(spec.address, spec.actor.run, spec.capacity)
         for client in self.clients:
-            self.carrier.observers.append(client.observe)
             self.carrier.start(client.address, client.run, client.capacity)
 
-    def _make_worker(self, address: Address, role: str) -> WorkerActor:
-        random = self.carrier.loop.random
-
-        def later(catch_up: object) -> None:
-            if random.random() < 0.3:
-                assert callable(catch_up)
-                self.carrier.loop.after(random.uniform(0.0, 0.05), catch_up)
-
-        engine = FakeEngine(address, self.workload.spec, later)
-        pool = PagePool(self.workload.spec.num_pages, engine.pages.poison)
-        engine.pages.is_free = lambda page: page in pool._free
-        self.engines[address] = engine
-        options = WorkerOptions(staged_per_decode=self.workload.staged_per_decode)
-        return WorkerActor(address, role, engine, pool, options)  # type: ignore[arg-type]
+    @property
+    def workers(self) -> list[WorkerActor]:
+        """The workers that run."""
+        return [child.worker for child in self.supervisors if isinstance(child.worker, WorkerActor)]
 
     def clients_done(self) -> bool:
         """Whether every client has what it will get."""
-        for _, address, _ in self.carrier.refused:
-            for client in self.clients:
-                client.cut_off |= client.address == address
+        cut_off = {address for _, address, _ in self.carrier.refused}
+        for client in self.clients:
+            client.cut_off = client.address in cut_off
         return all(client.done for client in self.clients)
+
+    def _make_pool(self, name: str, num_pages: int) -> PagePool:
+        pages = self.engines[name].pages
+        pool = PagePool(num_pages, pages.poison)
+        pages.is_free = lambda page: page in pool._free
+        return pool
+
+    def _later(self, catch_up: Callable[[], None]) -> None:
+        """Now and then the device gets on with its work before anybody waits for it."""
+        random = self.carrier.loop.random
+        if random.random() < 0.3:
+            self.carrier.loop.after(random.uniform(0.0, 0.05), catch_up)
+
+
+def _fail_on_worker_down(source: Address, target: Address, message: Message) -> None:
+    if isinstance(message, WorkerDown):
+        raise SimulationError(f"{message.worker} failed: {message.reason}")

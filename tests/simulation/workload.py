@@ -45,7 +45,6 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     topology: str
     spec: EngineSpec
     requests: tuple[PlannedRequest, ...]
-    max_requests: int = 64
     max_queued: int = 64
     decode_reserve_tokens: int = 8
     staged_per_decode: int = 2
@@ -63,7 +62,6 @@ def draw_workload(seed: int) -> Workload:
         topology=_draw_topology(random),
         spec=draw_spec(random, page_size, requests),
         requests=requests,
-        max_requests=random.choice((64, 64, 64, 4)),
         max_queued=random.choice((64, 64, 64, 2)),
         decode_reserve_tokens=random.choice((1, 4, 16)),
         staged_per_decode=random.choice((1, 2, 3)),

@@ -1,0 +1,195 @@
+"""Planning of the prefill and decode phases on plain data."""
+
+from actors.decode import DecodePhase, Lease, finish_of
+from actors.messages import Address, Key, KvChunkReady, Reserve, StartDecode, StartPrefill
+from actors.prefill import PrefillJob, PrefillPhase
+from runtime.engine import EngineSpec, PageWrite
+from runtime.pages import PagePool
+from runtime.sampling_params import SamplingParams
+
+SPEC = EngineSpec(
+    page_size=4,
+    num_pages=17,
+    num_rows=4,
+    max_context_tokens=64,
+    vocab_size=100,
+    chunk_tokens=16,
+    max_prefill_segments=4,
+    page_bytes=1,
+)
+PARAMS = SamplingParams(seed=0, max_tokens=20, stop_token_ids=(99,))
+
+
+def _job(name: str, num_tokens: int, order: int, decode: str = "decode.0") -> PrefillJob:
+    start = StartPrefill(
+        key=Key(name, 0, 1),
+        choices=(0,),
+        order=order,
+        tokens=tuple(range(num_tokens)),
+        prompt_tokens=num_tokens,
+        cached_tokens=0,
+        params=PARAMS,
+        decode=Address(decode),
+        deadline=1.0,
+    )
+    return PrefillJob(start, (0,), None)
+
+
+def _prefill(staged: int = 4) -> PrefillPhase:
+    return PrefillPhase(SPEC, PagePool(SPEC.num_pages), staged)
+
+
+def test_a_step_carries_several_prompts_and_cuts_on_page_borders() -> None:
+    phase = _prefill()
+    phase.add(_job("b", 30, order=2))
+    phase.add(_job("a", 5, order=1))
+    first, second = phase.plan()
+    assert (first.job.key.request, first.begin, first.end, first.send, first.last) == ("a", 0, 5, (0, 5), True)
+    assert (second.job.key.request, second.begin, second.end) == ("b", 0, 8), "11 tokens left, two pages"
+    assert second.send == (0, 8)
+
+
+def test_every_token_is_sent_exactly_once() -> None:
+    phase, job = _prefill(), _job("a", 45, order=0)
+    phase.add(job)
+    sent = []
+    while job.remaining:
+        (chunk,) = phase.plan()
+        phase.dispatched(chunk)
+        sent.append(chunk.send)
+    assert sent == [(0, 16), (16, 32), (32, 45)]
+
+
+def test_no_credit_no_chunk_for_that_destination_alone() -> None:
+    phase = _prefill(staged=1)
+    phase.add(_job("stuck", 8, order=0))
+    phase.add(_job("fine", 8, order=1, decode="decode.1"))
+    (stuck, fine) = phase.plan()
+    phase.dispatched(stuck)
+    assert phase.stage(stuck, handle=7) == 0
+    phase.dispatched(fine)
+    phase.stage(fine, handle=8)
+    assert phase.unstage(fine.job.key, 0) == 8
+    phase.add(_job("stuck2", 8, order=2))
+    phase.add(_job("fine2", 8, order=3, decode="decode.1"))
+    assert [chunk.job.key.request for chunk in phase.plan()] == ["fine2"]
+    assert phase.unstage(stuck.job.key, 0) == 7
+    assert phase.unstage(stuck.job.key, 0) is None, "a credit comes back once"
+    assert [chunk.job.key.request for chunk in phase.plan()] == ["stuck2", "fine2"]
+
+
+def test_pages_are_given_whole_and_in_order() -> None:
+    phase = _prefill()
+    phase.add(_job("a", 40, order=0))
+    phase.add(_job("b", 28, order=1))
+    phase.add(_job("c", 4, order=2))
+    assert [chunk.job.key.request for chunk in phase.plan()] == ["a"], "b does not fit, and c does not overtake it"
+
+
+def _reserve(name: str, num_tokens: int, choices: tuple[int, ...] = (0,), order: int = 0) -> Reserve:
+    return Reserve(
+        key=Key(name, 0, 1),
+        choices=choices,
+        order=order,
+        num_tokens=num_tokens,
+        prompt_tokens=num_tokens,
+        reserve_tokens=1,
+        deadline=1.0,
+    )
+
+
+def _ready(name: str, begin: int, end: int, sequence: int = 0) -> KvChunkReady:
+    return KvChunkReady(
+        key=Key(name, 0, 1), sequence=sequence, token_start=begin, token_end=end, handle=1, sender=Address("prefill.0")
+    )
+
+
+def _start(name: str, num_tokens: int, starts: tuple[tuple[int, int], ...]) -> StartDecode:
+    return StartDecode(
+        key=Key(name, 0, 1),
+        order=0,
+        starts=starts,
+        tokens=(1,) * num_tokens,
+        prompt_tokens=num_tokens,
+        params=PARAMS,
+        sender=Address("prefill.0"),
+        deadline=1.0,
+    )
+
+
+def _decode() -> tuple[DecodePhase, PagePool, list[int]]:
+    pool, rows = PagePool(SPEC.num_pages), list(range(SPEC.num_rows))
+    return DecodePhase(SPEC, pool, rows), pool, rows
+
+
+def test_choices_share_full_pages_and_each_gets_the_tail() -> None:
+    phase, _, _ = _decode()
+    lease = phase.reserve(_reserve("a", 6, choices=(0, 1)))
+    assert isinstance(lease, Lease)
+    insert = phase.place(_ready("a", 0, 6))
+    assert insert is not None
+    assert insert.source == (0, 1, 1)
+    assert insert.pages == (lease.shared[0], lease.own[0][0], lease.own[1][0])
+
+
+def test_decode_starts_when_coverage_is_complete_and_not_before() -> None:
+    phase, _, _ = _decode()
+    phase.reserve(_reserve("a", 10))
+    assert phase.start(_start("a", 10, ((0, 42),)), fence=1) == ()
+    assert phase.place(_ready("a", 8, 10, sequence=1)) is not None
+    assert phase.begin_covered(1) == [], "a hole at the beginning"
+    assert phase.place(_ready("a", 0, 8)) is not None
+    assert phase.place(_ready("a", 0, 8)) is None, "a duplicate is not wanted"
+    (row,) = phase.begin_covered(1)
+    assert (row.length, row.last_token, row.output) == (10, 42, (42,))
+    assert not phase.leases
+
+
+def test_choices_that_ended_in_prefill_give_their_part_back() -> None:
+    phase, pool, rows = _decode()
+    phase.reserve(_reserve("a", 6, choices=(0, 1)))
+    phase.place(_ready("a", 0, 6))
+    assert phase.start(_start("a", 6, ((1, 42),)), fence=0) == (0,)
+    phase.begin_covered(0)
+    assert (len(phase.sequences), len(rows)) == (1, SPEC.num_rows - 1)
+    assert pool.counts().held == 2
+    pool.check_integrity()
+
+
+def test_all_ended_in_prefill_waits_for_no_chunk() -> None:
+    phase, pool, rows = _decode()
+    phase.reserve(_reserve("a", 6))
+    assert phase.start(_start("a", 6, ()), fence=0) == (0,)
+    assert pool.free_pages == SPEC.usable_pages
+    assert len(rows) == SPEC.num_rows
+    assert phase.place(_ready("a", 0, 6)) is None
+
+
+def _run(phase: DecodePhase, name: str, num_tokens: int, order: int) -> None:
+    phase.reserve(_reserve(name, num_tokens, order=order))
+    phase.place(_ready(name, 0, num_tokens))
+    phase.start(_start(name, num_tokens, ((0, 1),)), fence=0)
+    phase.begin_covered(0)
+
+
+def test_growth_writes_the_page_table_and_the_youngest_makes_room() -> None:
+    phase, pool, _ = _decode()
+    _run(phase, "old", 31, order=1)
+    _run(phase, "young", 31, order=2)
+    assert pool.free_pages == 0
+    (old, young), writes, preempted = phase.plan(1)
+    assert (writes, preempted) == ([], [])
+    for sequence in (old, young):
+        phase.dispatched(sequence)
+    chosen, writes, preempted = phase.plan(2)
+    assert (chosen, writes, preempted) == ([], [], [young]), "the oldest sits out until the pages retire"
+    pool.retire(2)
+    chosen, writes, preempted = phase.plan(3)
+    assert chosen == [old]
+    assert writes == [PageWrite(old.row, 8, old.pages[8])]
+
+
+def test_finish_of() -> None:
+    assert finish_of(PARAMS, 99, 0) == "stop"
+    assert finish_of(PARAMS, 5, 18) is None
+    assert finish_of(PARAMS, 5, 19) == "length"

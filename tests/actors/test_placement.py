@@ -1,0 +1,83 @@
+"""The scheduler's pure choices."""
+
+from actors.leases import lease_pages
+from actors.messages import Address, Admit, Inventory, Key, WorkerUp
+from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, need, never_fits
+from runtime.sampling_params import SamplingParams
+from runtime.topology import Role
+
+
+def _view(name: str, role: Role, pages: int, rows: int = 8, queued: int = 0) -> WorkerView:
+    inventory = Inventory(
+        worker=Address(name), free_pages=pages, free_rows=rows, num_groups=0, queued_prefill_tokens=queued
+    )
+    view = WorkerView(WorkerUp(inventory=inventory, role=role, page_size=16, usable_pages=100, num_rows=rows))
+    view.prefill_tokens = queued
+    return view
+
+
+def _admit(num_tokens: int, num_choices: int = 1) -> Admit:
+    return Admit(
+        key=Key("r", 0, 1),
+        choices=tuple(range(num_choices)),
+        order=0,
+        tokens=(1,) * num_tokens,
+        prompt_tokens=num_tokens,
+        params=SamplingParams(seed=0, max_tokens=64),
+        deadline=1.0,
+    )
+
+
+def test_lease_pages_share_full_prompt_pages_only() -> None:
+    assert lease_pages(16, 32, 1, 3) == (2, 1), "a full prompt: each choice needs room to grow"
+    assert lease_pages(16, 33, 15, 3) == (2, 1), "tail and growth in one page"
+    assert lease_pages(16, 33, 16, 3) == (2, 2)
+    assert lease_pages(16, 5, 1, 1) == (0, 1)
+
+
+def test_need_counts_shared_pages_once() -> None:
+    assert need(_view("decode.0", "decode", 10), _admit(40, num_choices=3), 20) == (2 + 3 * 2, 3)
+
+
+def test_the_emptiest_decode_worker_wins_and_prefill_workers_never() -> None:
+    views = [_view("prefill.0", "prefill", 99), _view("decode.0", "decode", 20), _view("decode.1", "decode", 30)]
+    chosen = choose_decode(views, _admit(40), 16)
+    assert chosen is not None
+    assert chosen.address == "decode.1"
+    chosen.pending[Key("other", 0, 1)] = (15, 1)
+    again = choose_decode(views, _admit(40), 16)
+    assert again is not None
+    assert again.address == "decode.0", "what was asked for already counts"
+
+
+def test_nobody_fits() -> None:
+    assert choose_decode([_view("decode.0", "decode", 2)], _admit(40), 16) is None
+    assert choose_decode([_view("decode.0", "decode", 50, rows=1)], _admit(40, num_choices=2), 16) is None
+    dead = _view("decode.0", "decode", 50)
+    dead.alive = False
+    assert choose_decode([dead], _admit(40), 16) is None
+
+
+def test_prefill_goes_to_the_shortest_queue_or_stays_on_a_mixed_worker() -> None:
+    busy, free = _view("prefill.0", "prefill", 9, queued=500), _view("prefill.1", "prefill", 9, queued=10)
+    decode, mixed = _view("decode.0", "decode", 9), _view("mixed.0", "mixed", 9)
+    assert choose_prefill([busy, free, decode], decode) is free
+    assert choose_prefill([mixed], mixed) is mixed
+    assert choose_prefill([decode], decode) is None
+
+
+def test_what_never_fits_is_told_with_its_numbers() -> None:
+    reason = never_fits([_view("decode.0", "decode", 0)], _admit(16 * 101), 16)
+    assert reason is not None
+    assert "100 pages" in reason
+    assert never_fits([_view("decode.0", "decode", 0)], _admit(16), 16) is None, "full now is not full forever"
+
+
+def test_retry_after_follows_the_measured_rate() -> None:
+    rate = DrainRate()
+    assert rate.retry_after_s(10, 0.0) == 5, "nothing measured yet"
+    for second in range(10):
+        rate.ended(second * 2.0)
+    assert rate.retry_after_s(10, 20.0) == 20
+    assert rate.retry_after_s(10_000, 20.0) == 60
+    assert rate.retry_after_s(0, 20.0) == 1

@@ -1,0 +1,101 @@
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
+
+from runtime.errors import RequestError, UsageError
+from runtime.tokens import Tokenizer
+from tests.runtime.tiny_tokenizer import END, TEMPLATE, metaspace_tokenizer, tiny_tokenizer, write_folder
+
+tokenizer = cache(tiny_tokenizer)
+
+
+def test_a_folder_loads_with_its_template(tmp_path: Path) -> None:
+    loaded = Tokenizer.load(write_folder(tmp_path, chat_template=TEMPLATE))
+    assert loaded.vocab_size == tokenizer().vocab_size
+    prompt = loaded.render_chat([{"role": "user", "content": "hi"}])
+    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_file_is_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    assert Tokenizer.load(folder).render_chat([{"role": "user", "content": "hi"}]) == "hi!"
+
+
+def test_the_class_that_a_config_names_does_not_change_the_tokens(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, tokenizer_class="LlamaTokenizerFast")
+    assert Tokenizer.load(folder).encode("hello 😀") == tokenizer().encode("hello 😀")
+
+
+def test_begin_of_text_is_added_to_plain_prompts_only(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, bos_token=END)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    bos = backend.token_to_id(END)
+    backend.post_processor = TemplateProcessing(single=f"{END} $A", special_tokens=[(END, bos)])
+    backend.save(str(folder / "tokenizer.json"))
+    loaded = Tokenizer.load(folder)
+    plain = tokenizer().encode("hello")
+    assert loaded.encode("hello", add_special_tokens=True) == [bos, *plain]
+    assert loaded.encode("hello") == plain
+
+
+def test_a_folder_without_tokenizer_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no tokenizer.json") as error:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_file_is_one_line(tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path)
+    (folder / name).write_text('{"half": ')
+    with pytest.raises(UsageError, match="cannot load the tokenizer") as error:
+        Tokenizer.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(max_length=2)
+    backend.enable_padding(length=5)
+    backend.save(str(folder / "tokenizer.json"))
+    loaded = Tokenizer.load(folder)
+    for text in ("hello there world", "a"):
+        assert loaded.encode(text) == tokenizer().encode(text)
+
+
+def test_without_a_template_chat_is_refused() -> None:
+    with pytest.raises(RequestError, match="no chat template"):
+        tiny_tokenizer(template=None).render_chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0].content + 1 }}", "concatenate"),
+        ("{{ 1 // 0 }}", "zero"),
+        ("{% for %}", "Expected"),
+    ],
+)
+def test_template_errors_become_request_errors(template: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as error:
+        tiny_tokenizer(template=template).render_chat([{"role": "user", "content": "hi"}])
+    assert (error.value.status, error.value.param) == (400, "messages")
+
+
+def test_pieces_of_byte_level_tokens_join_to_the_bytes() -> None:
+    text = "Hello 😀 <think> \uff5cuser\uff5c"
+    assert b"".join(map(tokenizer().piece, tokenizer().encode(text))) == text.encode()
+
+
+def test_pieces_of_other_tokenizers() -> None:
+    other = metaspace_tokenizer()
+    assert b"".join(map(other.piece, other.encode("hello 😀"))).decode() == " hello 😀"
+    assert other.piece(1) == b"</s>"
+    assert other.piece(2 + 0xE2) == b"\xe2"
+    assert other.piece(9_999) == b""
