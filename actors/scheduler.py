@@ -94,9 +94,7 @@ class SchedulerActor:
         return max(1, min(remaining, self._decode_reserve_tokens))
 
     def _admit(self, ctx: Context, admit: Admit) -> None:
-        reason = never_fits(self.workers.values(), admit, self._reserve_tokens(admit))
-        if reason is not None:
-            self._refuse(ctx, admit.key, ErrorInfo(status=400, message=reason, code="too_large", param="n"))
+        if self._refuse_too_large(ctx, admit):
             return
         if admit.key.attempt == 1 and len(self.queue) >= self._max_queued:
             retry_after_s = self._rate.retry_after_s(len(self.queue), ctx.now())
@@ -105,6 +103,12 @@ class SchedulerActor:
             self._refuse(ctx, admit.key, error)
             return
         self._enqueue(admit)
+
+    def _refuse_too_large(self, ctx: Context, admit: Admit) -> bool:
+        reason = never_fits(self.workers.values(), admit, self._reserve_tokens(admit))
+        if reason is not None:
+            self._refuse(ctx, admit.key, ErrorInfo(status=400, message=reason, code="too_large", param="n"))
+        return reason is not None
 
     def _enqueue(self, admit: Admit) -> None:
         bisect.insort(self.queue, admit, key=lambda waiting: (waiting.order, waiting.key))
@@ -123,6 +127,9 @@ class SchedulerActor:
             reserve_tokens = self._reserve_tokens(admit)
             view = choose_decode(self.workers.values(), admit, reserve_tokens)
             if view is None:
+                if self._refuse_too_large(ctx, admit):  # admitted before any worker was up
+                    self.queue.pop(0)
+                    continue
                 return
             self.queue.pop(0)
             view.pending[admit.key] = need(view, admit, reserve_tokens)

@@ -150,6 +150,7 @@ class WorkerActor:
     def _start_prefill(self, ctx: Context, message: StartPrefill) -> None:
         choices = self._tombstones.alive(message.key, message.choices)
         if not choices:
+            self._reported = None  # the scheduler counts these tokens as work here: it is told that they are not
             return
         local_pages = None
         if message.decode == self.address:
@@ -203,7 +204,7 @@ class WorkerActor:
 
     def _plan(self, ctx: Context) -> Turn | None:
         """The next turn, or None when there is nothing to enqueue."""
-        inserts, self._arrived = self._arrived, []
+        inserts = list(self._arrived)
         rows = self.decode.begin_covered(self._next_fence) if self.role != "prefill" else []
         sequences, table, preempted = self.decode.plan(self._next_fence)
         for victim in preempted:
@@ -298,6 +299,7 @@ class WorkerActor:
             self.address, lambda: enqueue(self._engine, turn, arrived), self._options.step_timeout_s
         )
         self._turn += 1
+        self._arrived.clear()  # not before: a failed turn gives their handles up with the worker
         for insert in turn.inserts:
             self._acknowledge(ctx, insert.ready)
         for (planned, _), kv in zip(turn.gathers, gathered, strict=True):

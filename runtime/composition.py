@@ -19,7 +19,7 @@ from actors.system import System, running_system
 from actors.wiring import SystemOptions
 from api.app import create_app
 from api.model import ApiSettings, GenerationDefaults, Readiness, ServedModel, draw_os_seed
-from runtime.cli.console import Report, human_bytes
+from runtime.cli.console import Advance, Report, human_bytes
 from runtime.demo import MODEL_DIR
 from runtime.devices import check_fits, choose_platform, find_devices, free_host_bytes
 from runtime.engine import EngineSpec
@@ -107,8 +107,7 @@ def load(plan: Plan, report: Report) -> Loaded:
 
     cache_dir = enable_compile_cache()
     report.line(f"Model {plan.name} ({plan.config.architecture}, {plan.config.dtype}) from {plan.folder}")
-    weights = _load_weights(plan, topology, devices, report)
-    engines = _make_engines(plan, topology, devices, platform, weights)
+    engines = _make_engines(plan, topology, devices, platform, report)
     report.table(
         [(part.name, _described(part, devices, engines[part.name].spec)) for part in topology.slices]
         + [("compile cache", str(cache_dir))]
@@ -159,22 +158,25 @@ def _text_stream(tokenizer: Tokenizer, stop: tuple[str, ...], min_tokens: int) -
     return TextStream(tokenizer, stop)
 
 
-def _load_weights(plan: Plan, topology: Topology, devices: "list[jax.Device]", report: Report) -> Any:
-    from runtime.weights import load_weights
+def _load_weights(plan: Plan, topology: Topology, devices: "list[jax.Device]", report: Report) -> dict[str, Any]:
+    """Each slice's own copy of the weights; the files are read once."""
+    from runtime.placement import Placement
+    from runtime.weights import load_weights, place
 
-    with report.progress("loading weights") as advance:
-        return load_weights(plan.folder, plan.config, advance)
+    targets = {part.name: Placement([devices[index] for index in part.devices]).replicated for part in topology.slices}
+    names = list(targets)
+    with report.progress("loading weights", "bytes") as advance:
+        first = load_weights(plan.folder, plan.config, plan.config.dtype, targets[names[0]], advance)
+    return {names[0]: first} | {name: place(first, targets[name]) for name in names[1:]}
 
 
 def _make_engines(
-    plan: Plan, topology: Topology, devices: "list[jax.Device]", platform: Platform, weights: Any
+    plan: Plan, topology: Topology, devices: "list[jax.Device]", platform: Platform, report: Report
 ) -> "dict[str, JaxEngine]":
-    """One engine per slice, each with its own copy of the weights; the pools take what is left, alike on all."""
-    import jax
-
+    """One engine per slice. The pools take what memory the weights leave, and are alike on all slices."""
     from runtime.jax_engine import JaxEngine
 
-    params = {part.name: jax.device_put(weights, devices[part.devices[0]]) for part in topology.slices}
+    params = _load_weights(plan, topology, devices, report)
     num_pages = min(_num_pages(plan, topology, devices[part.devices[0]], platform) for part in topology.slices)
     spec = _spec(plan, platform, num_pages)
     return {
@@ -228,8 +230,12 @@ def _spec(plan: Plan, platform: Platform, num_pages: int) -> EngineSpec:
 
 def _warm_up(engines: "Mapping[str, JaxEngine]", report: Report) -> None:
     for name, engine in engines.items():
-        with report.progress(f"compiling {name}") as advance:
-            engine.warm_up(lambda label, done, total, advance=advance: advance(done, total))
+        with report.progress(f"compiling {name}", "programs") as advance:
+            engine.warm_up(partial(_advance, advance))
+
+
+def _advance(advance: Advance, label: str, done: int, total: int) -> None:
+    advance(done, total)
 
 
 def _served_model(loaded: Loaded) -> ServedModel:

@@ -22,14 +22,11 @@ def check_pools(pools: Sequence[jax.Array]) -> None:
         check_pool(pool)
         require(
             pool.shape == pools[0].shape and pool.dtype == pools[0].dtype,
-            f"pools[{layer}] is {pool.dtype}{list(pool.shape)}, "
-            f"pools[0] is {pools[0].dtype}{list(pools[0].shape)}",
+            f"pools[{layer}] is {pool.dtype}{list(pool.shape)}, pools[0] is {pools[0].dtype}{list(pools[0].shape)}",
         )
 
 
-def gather_pages(
-    pools: Sequence[jax.Array], page_ids: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+def gather_pages(pools: Sequence[jax.Array], page_ids: jax.Array, *, implementation: str | None = None) -> jax.Array:
     """Copies pages of all layers into one array.
 
     Args:

@@ -54,6 +54,4 @@ def paged_decode(
         f"q has {q.shape[0]} rows, page_table {page_table.shape[0]}, context_lens {context_lens.shape[0]}",
     )
     run = pick("paged_decode", implementation, IMPLEMENTATIONS)
-    return run(
-        q, kv_pages, page_table, context_lens, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
-    )
+    return run(q, kv_pages, page_table, context_lens, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap)

@@ -3,11 +3,14 @@
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+Unit = Literal["programs", "bytes"]
 Advance = Callable[[int, int], None]
 """Told (done, total) whenever something was finished; callable from any thread."""
 
@@ -38,15 +41,15 @@ class Report:
             self.line(f"  {name:<{width}}  {value}")
 
     @contextlib.contextmanager
-    def progress(self, what: str) -> Iterator[Advance]:
+    def progress(self, what: str, unit: Unit) -> Iterator[Advance]:
         """A progress bar, or one line when it is complete. Its total comes with the first step."""
         if not self.is_terminal:
-            yield _Counter(self, what)
+            yield _Counter(self, what, unit)
             return
         columns = (
             TextColumn("  {task.description:<20}"),
             BarColumn(bar_width=32),
-            MofNCompleteColumn(),
+            MofNCompleteColumn() if unit == "programs" else DownloadColumn(binary_units=True),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console) as bars:
@@ -57,9 +60,11 @@ class Report:
 class _Counter:
     """Progress without a terminal: silent until all is done."""
 
-    def __init__(self, report: Report, what: str) -> None:
+    def __init__(self, report: Report, what: str, unit: Unit) -> None:
         self._report = report
         self._what = what
+        self._unit = unit
+        self._started = time.monotonic()
         self._lock = threading.Lock()
         self._told = False
 
@@ -67,7 +72,8 @@ class _Counter:
         with self._lock:
             if done >= total and not self._told:
                 self._told = True
-                self._report.line(f"  {self._what}: {total} done")
+                amount = human_bytes(total) if self._unit == "bytes" else f"{total} {self._unit}"
+                self._report.line(f"  {self._what}: {amount} in {time.monotonic() - self._started:.1f} s")
 
 
 def human_bytes(size: int) -> str:

@@ -49,6 +49,7 @@ async def _serve(
     failure: UsageError | None = None
     async with anyio.create_task_group() as group:
         await group.start(server.run_on, listener)
+        report.line(f"Listening on {address_of(listener)}, loading {plan.name}")
         loaded = await _load(plan, report, stop)
         if isinstance(loaded, UsageError):
             failure = loaded

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_sampler
 import scipy.special
 
 from runtime.sampler import SamplerRows, process
 from runtime.sampler_rows import row_values
 from runtime.sampling_params import SamplingParams
+from tests.runtime import numpy_sampler
 
 # A mass this close to a cut may fall on either side of it in float32.
 CUT_MARGIN = 1e-5

@@ -3,15 +3,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_sampler
 import pytest
 import scipy.special
 import scipy.stats
-from sampler_cases import Request, pack, stack
 
 from runtime import sampler_noise
 from runtime.sampler import SamplerRows, advance, empty_rows, logprobs, sample
 from runtime.sampling_params import SamplingParams
+from tests.runtime import numpy_sampler
+from tests.runtime.sampler_cases import Request, pack, stack
 
 VOCAB_SIZE = 300
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from sampler_cases import Request, check_rows, pack, run_process, stack
 
 from runtime.sampling_params import SamplingParams
+from tests.runtime.sampler_cases import Request, check_rows, pack, run_process, stack
 
 
 def combination(rng: np.random.Generator, vocab_size: int, uses: tuple[bool, ...]) -> Request:

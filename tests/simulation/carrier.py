@@ -123,6 +123,19 @@ class Lane:
         self._next()
 
 
+class Link:
+    """One direction between two actors: how slow it is at worst, and when its last message arrives."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._max_delay_s = random.choice((0.0, 0.001, 0.01, 0.1))
+        self.last_arrival = 0.0
+
+    def draw_delay_s(self) -> float:
+        """Mostly short, now and then long."""
+        return self._random.random() ** 4 * self._max_delay_s
+
+
 class Carrier:
     """Owns inboxes, links, lanes and the actors' tasks. `on_death` hears of every actor that ends."""
 
@@ -138,8 +151,7 @@ class Carrier:
         self.refused: list[tuple[Address, Address, Message]] = []
         self.observers: list[Callable[[Address, Address, Message], None]] = []
         self._random = Random(f"links {seed}")
-        self._max_delay_s = self._random.choice((0.0, 0.003, 0.02))
-        self._links: dict[tuple[Address, Address], float] = {}
+        self._links: dict[tuple[Address, Address], Link] = {}
         self._scopes: dict[Address, list[Task]] = {}
         self._starts: Counter[Address] = Counter()
 
@@ -153,9 +165,7 @@ class Carrier:
         context = SimContext(self, address, Random(f"{address} {self._starts[address]} {self.seed}"))
         self.start_task(address, str(address), body(context), main=True)
 
-    def start_task(
-        self, address: Address, name: str, coro: Coroutine[Any, Any, None], main: bool = False
-    ) -> None:
+    def start_task(self, address: Address, name: str, coro: Coroutine[Any, Any, None], main: bool = False) -> None:
         """A task in the actor's scope. Its error ends the actor; so does the end of its main task."""
 
         def on_exit(task: Task, error: BaseException | None) -> None:
@@ -193,14 +203,14 @@ class Carrier:
         for observe in self.observers:
             observe(source, inbox.address, message)
         self.trace.add(self.loop.now, "send", source, inbox.address, message, encoded)
-        link = (source, inbox.address)
-        delay_s = self._random.random() ** 4 * self._max_delay_s
-        arrival = max(self.loop.now + delay_s, self._links.get(link, 0.0))
+        link = self._links.get((source, inbox.address))
+        if link is None:
+            link = self._links[source, inbox.address] = Link(self._random)
+        arrival = max(self.loop.now + link.draw_delay_s(), link.last_arrival)
         if arrival <= self.loop.now:
             self._arrive(inbox, encoded, message)
             return
-        arrival += 1e-9  # strictly behind its predecessor: equal moments run in a drawn order
-        self._links[link] = arrival
+        link.last_arrival = arrival + 1e-9  # the next one strictly later: equal moments run in a drawn order
         self.loop.after(arrival - self.loop.now, lambda: self._arrive(inbox, encoded, message))
 
     def _arrive(self, inbox: Inbox, encoded: bytes, sent: Message) -> None:

@@ -51,27 +51,31 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draw_workload(seed: int) -> Workload:
-    """The mixed traffic of a seed."""
+    """The mixed traffic of a seed; every other one is under pressure: long answers that start with small leases."""
     random = Random(f"workload {seed}")
+    pressure = random.random() < 0.5
     page_size = random.choice((2, 4, 8))
     count = random.randint(5, 14)
     horizon_s = random.choice((0.05, 0.5, 2.0))
-    requests = tuple(_draw_request(random, f"r{index}", page_size, horizon_s) for index in range(count))
+    reserve_tokens = random.choice((1, 4)) if pressure else random.choice((1, 4, 16))
+    requests = tuple(
+        _draw_request(random, f"r{index}", page_size, horizon_s, 48 if pressure else 12) for index in range(count)
+    )
     return Workload(
         seed=seed,
         topology=_draw_topology(random),
-        spec=draw_spec(random, page_size, requests),
+        spec=draw_spec(random, page_size, requests, reserve_tokens),
         requests=requests,
         max_queued=random.choice((64, 64, 64, 2)),
-        decode_reserve_tokens=random.choice((1, 4, 16)),
+        decode_reserve_tokens=reserve_tokens,
         staged_per_decode=random.choice((1, 2, 3)),
     )
 
 
-def draw_spec(random: Random, page_size: int, requests: tuple[PlannedRequest, ...]) -> EngineSpec:
+def draw_spec(random: Random, page_size: int, requests: tuple[PlannedRequest, ...], reserve_tokens: int) -> EngineSpec:
     """Engine sizes that every choice of these requests fits into, mostly not many of them at once."""
     longest = max(len(planned.prompt) + planned.params.max_tokens for planned in requests)
-    widest = max(_largest_need(planned, page_size) for planned in requests)
+    widest = max(_first_lease(planned, page_size, reserve_tokens) for planned in requests)
     slack = random.choice((0, 1, 4, 40))
     return EngineSpec(
         page_size=page_size,
@@ -85,11 +89,11 @@ def draw_spec(random: Random, page_size: int, requests: tuple[PlannedRequest, ..
     )
 
 
-def _largest_need(planned: PlannedRequest, page_size: int) -> int:
-    """Pages of the largest first lease: shared prompt pages, and a tail and 16 reserved tokens for each choice."""
+def _first_lease(planned: PlannedRequest, page_size: int, reserve_tokens: int) -> int:
+    """Pages of the request's first lease: shared prompt pages, and a tail and reserved tokens for each choice."""
     prompt_len = len(planned.prompt)
     shared = prompt_len // page_size
-    reserve_tokens = max(1, min(16, planned.params.max_tokens))
+    reserve_tokens = max(1, min(reserve_tokens, planned.params.max_tokens))
     return shared + planned.num_choices * (-(-(prompt_len + reserve_tokens) // page_size) - shared)
 
 
@@ -99,7 +103,7 @@ def _draw_topology(random: Random) -> str:
     return f"prefill={random.randint(1, 2)},decode={random.randint(1, 3)}"
 
 
-def _draw_request(random: Random, request: str, page_size: int, horizon_s: float) -> PlannedRequest:
+def _draw_request(random: Random, request: str, page_size: int, horizon_s: float, most_tokens: int) -> PlannedRequest:
     prompt_len = random.choice((1, page_size - 1, page_size, page_size + 1, random.randint(1, 6 * page_size)))
     prompt = tuple(random.randrange(2, VOCAB_SIZE) for _ in range(max(1, prompt_len)))
     behaviour: Behaviour = random.choices(("patient", "leaves", "slow"), (0.65, 0.3, 0.05))[0]
@@ -107,7 +111,7 @@ def _draw_request(random: Random, request: str, page_size: int, horizon_s: float
         request=request,
         arrival_s=random.uniform(0.0, horizon_s),
         prompt=prompt,
-        params=draw_params(random),
+        params=draw_params(random, most_tokens),
         num_choices=random.choice((1, 1, 1, 2, 3, MAX_CHOICES)),
         stop=tuple(_draw_stop(random) for _ in range(random.choice((0, 0, 1, 2)))),
         behaviour=behaviour,
@@ -116,7 +120,7 @@ def _draw_request(random: Random, request: str, page_size: int, horizon_s: float
     )
 
 
-def draw_params(random: Random) -> SamplingParams:
+def draw_params(random: Random, most_tokens: int) -> SamplingParams:
     """Sampling parameters of which every one matters to the fake sampler."""
     penalties = random.random() < 0.3
     mask = None
@@ -126,7 +130,7 @@ def draw_params(random: Random) -> SamplingParams:
     bias = ((random.randrange(VOCAB_SIZE), -100.0), (random.randrange(2, VOCAB_SIZE), 1.5))
     return SamplingParams(
         seed=random.getrandbits(64),
-        max_tokens=random.choice((1, 2, random.randint(3, 12), random.randint(12, 30))),
+        max_tokens=random.choice((1, 2, random.randint(3, 12), random.randint(12, 12 + most_tokens))),
         temperature=random.choice((0.0, 0.6, 1.0)),
         top_k=random.choice((0, 20)),
         top_p=random.choice((1.0, 0.9)),
@@ -134,7 +138,7 @@ def draw_params(random: Random) -> SamplingParams:
         repetition_penalty=1.1 if penalties else 1.0,
         logit_bias=bias if random.random() < 0.2 else (),
         allowed_mask=mask,
-        min_tokens=random.choice((0, 0, 3)),
+        min_tokens=random.choice((0, 0, 3, most_tokens)),
         stop_token_ids=random.choice(((END_OF_TEXT,), (END_OF_TEXT, 7), ())),
         logprobs=random.choice((None, None, 0, 3)),
     )

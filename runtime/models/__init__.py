@@ -1,0 +1,1 @@
+"""Model definitions: one decoder whose families differ by config alone."""

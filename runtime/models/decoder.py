@@ -1,0 +1,94 @@
+"""The decoder's forward pass: pure functions of parameters, tokens and the paged KV.
+
+One function serves prefill, decode and both at once: it sees a flat axis of T tokens with their positions,
+and how they attend to each other and to the past is the caller's function. The engine jits it with the pool
+donated.
+
+Letters: T tokens, D model, N query heads, K kv heads, H head dim, L layers, V vocabulary, P pages, S sampled
+rows.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from runtime.model_config import ModelConfig
+from runtime.models.layers import gated_mlp, project, rms_norm
+from runtime.models.parameters import Params
+from runtime.models.rope import Rotation, rotate, rotation
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(layer's kv_pages `[P, K, 2, page, H]`, q `[T, N, H]`, k `[T, K, H]`, v `[T, K, H]`) -> (kv_pages with k
+and v written, attention's output `[T, N, H]`). q and k are rotated already; scores are to be scaled by
+H**-0.5.
+"""
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    kv_pages: Sequence[jax.Array],
+    attend: Attend,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Runs all layers over T tokens.
+
+    Args:
+        params: the tree of `parameters.abstract_params`, float32 or bfloat16; the activations have its type.
+        config: the model's shape; static.
+        tokens: `int32[T]`, below the vocabulary size.
+        positions: `int32[T]`, each token's position in its own sequence.
+        kv_pages: L arrays, passed to `attend` layer by layer; donate them to the enclosing jit.
+        attend: writes a layer's new keys and values and attends; see `Attend`.
+
+    Returns:
+        The hidden states after the final norm, `[T, D]` of the parameters' type, and the L new pools.
+    """
+    with jax.named_scope("embed"):
+        x = params["embed_tokens"]["weight"][tokens]
+    turn = rotation(positions, config.head_dim, config.rope_theta)
+    new_pages = []
+    for layer, pages in zip(params["layers"], kv_pages, strict=True):
+        with jax.named_scope("attention"):
+            added, pages = _attention(layer, config, x, turn, pages, attend)
+            x = x + added
+        with jax.named_scope("mlp"):
+            x = x + _mlp(layer, config, x)
+        new_pages.append(pages)
+    with jax.named_scope("final_norm"):
+        return rms_norm(x, params["norm"]["weight"], config.rms_norm_eps), new_pages
+
+
+def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Scores of the vocabulary, `float32[S, V]`, for `hidden [S, D]` as `forward` returns it."""
+    head = params["embed_tokens"] if config.tie_word_embeddings else params["lm_head"]
+    with jax.named_scope("logits"):
+        return project(hidden, head["weight"])
+
+
+def _attention(
+    layer: Params, config: ModelConfig, x: jax.Array, turn: Rotation, pages: jax.Array, attend: Attend
+) -> tuple[jax.Array, jax.Array]:
+    """What the attention block adds to `x [T, D]`, and the layer's new pages."""
+    weights = layer["self_attn"]
+    normed = rms_norm(x, layer["input_layernorm"]["weight"], config.rms_norm_eps)
+
+    def heads(name: str) -> jax.Array:
+        projected = project(normed, weights[name]["weight"], weights[name].get("bias"))
+        return projected.reshape(x.shape[0], -1, config.head_dim)
+
+    q = rotate(heads("q_proj"), turn).astype(x.dtype)
+    k = rotate(heads("k_proj"), turn).astype(x.dtype)
+    pages, attended = attend(pages, q, k, heads("v_proj").astype(x.dtype))
+    merged = attended.reshape(x.shape[0], config.num_heads * config.head_dim)
+    return project(merged, weights["o_proj"]["weight"]).astype(x.dtype), pages
+
+
+def _mlp(layer: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
+    """What the feed-forward block adds to `x [T, D]`."""
+    normed = rms_norm(x, layer["post_attention_layernorm"]["weight"], config.rms_norm_eps)
+    weights = layer["mlp"]
+    return gated_mlp(
+        normed, weights["gate_proj"]["weight"], weights["up_proj"]["weight"], weights["down_proj"]["weight"]
+    )

@@ -1,0 +1,99 @@
+"""The decoder's parameters, described with flax.nnx and named as in the checkpoint.
+
+The modules hold shapes and nothing else: `abstract_params` evaluates them without allocating, the loader
+fills the tree, and the forward pass takes it as a plain pytree of dicts and a list. An nnx path is the
+checkpoint's key without its "model." prefix, so there is no table of names.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from runtime.model_config import ModelConfig
+
+Params = dict[str, Any]
+"""Nested dicts of arrays by checkpoint name; `layers` is a list of L such dicts."""
+
+
+class Module(nnx.Module):  # type: ignore[misc]  # flax has no types for us
+    """Base of all modules here."""
+
+
+class Weight(Module):
+    """One `weight` of any shape: an embedding `[V, D]` or a norm `[D]`."""
+
+    def __init__(self, *shape: int, dtype: DTypeLike) -> None:
+        self.weight = nnx.Param(jnp.zeros(shape, dtype))
+
+
+class Linear(Module):
+    """`weight [out, in]` and, in some families, `bias [out]`."""
+
+    def __init__(self, num_out: int, num_in: int, *, bias: bool = False, dtype: DTypeLike) -> None:
+        self.weight = nnx.Param(jnp.zeros((num_out, num_in), dtype))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(num_out, dtype))
+
+
+class Attention(Module):
+    """Projections to N query and K kv heads of H dimensions, and back."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
+        model, bias = config.hidden_size, config.qkv_bias
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = Linear(queries, model, bias=bias, dtype=dtype)
+        self.k_proj = Linear(keys, model, bias=bias, dtype=dtype)
+        self.v_proj = Linear(keys, model, bias=bias, dtype=dtype)
+        self.o_proj = Linear(model, queries, dtype=dtype)
+
+
+class Mlp(Module):
+    """The gated feed-forward block."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
+        model, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(inner, model, dtype=dtype)
+        self.up_proj = Linear(inner, model, dtype=dtype)
+        self.down_proj = Linear(model, inner, dtype=dtype)
+
+
+class Layer(Module):
+    """One decoder layer."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
+        self.input_layernorm = Weight(config.hidden_size, dtype=dtype)
+        self.self_attn = Attention(config, dtype)
+        self.post_attention_layernorm = Weight(config.hidden_size, dtype=dtype)
+        self.mlp = Mlp(config, dtype)
+
+
+class Decoder(Module):
+    """The complete model. A tied output matrix is the embedding and has no parameter of its own."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
+        self.embed_tokens = Weight(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.layers = nnx.List([Layer(config, dtype) for _ in range(config.num_layers)])
+        self.norm = Weight(config.hidden_size, dtype=dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Weight(config.vocab_size, config.hidden_size, dtype=dtype)
+
+
+def abstract_params(config: ModelConfig, dtype: DTypeLike) -> Params:
+    """The parameter tree with a `jax.ShapeDtypeStruct` at every leaf; allocates nothing."""
+    _, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))
+    tree: Params = nnx.to_pure_dict(state)
+    return tree | {"layers": [tree["layers"][index] for index in range(config.num_layers)]}
+
+
+def checkpoint_names(tree: Params) -> Params:
+    """A tree of the same structure with each leaf's name in a Hugging Face checkpoint."""
+
+    def name(path: tuple[Any, ...], leaf: Any) -> str:
+        key = jax.tree_util.keystr(path, simple=True, separator=".")
+        return key if key.startswith("lm_head.") else f"model.{key}"
+
+    names: Params = jax.tree_util.tree_map_with_path(name, tree)
+    return names

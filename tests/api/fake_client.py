@@ -1,0 +1,118 @@
+"""A scripted gateway: answers requests with prepared tokens, and remembers how each request ended."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+
+from actors.client import ClientEvent, GenerateRequest
+from actors.messages import Completed, Delta, ErrorInfo, Failed, FinishReason, Status, TokenRecord
+from runtime.text_stream import TextStream
+from runtime.tokens import Tokenizer
+
+Script = Callable[[GenerateRequest], AsyncIterator[ClientEvent]]
+
+
+class FakeClient:
+    """Plays `script` for every request; by default each choice answers with `texts[choice]`."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str] = ("The answer is 95.",)) -> None:
+        self.tokenizer = tokenizer
+        self.texts = texts
+        self.script: Script = self.answer
+        self.requests: list[GenerateRequest] = []
+        self.ended: dict[str, str] = {}
+        self._changed = anyio.Event()
+
+    @asynccontextmanager
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[ClientEvent]]:
+        self.requests.append(request)
+        self._notify()
+        ending = "aborted"
+
+        async def events() -> AsyncIterator[ClientEvent]:
+            nonlocal ending
+            async for event in self.script(request):
+                if not isinstance(event, Delta):
+                    ending = type(event).__name__
+                yield event
+
+        try:
+            yield events()
+        finally:
+            self.ended[request.request] = ending
+            self._notify()
+
+    async def status(self) -> Status:
+        return Status(running=len(self.requests) - len(self.ended), draining=False, workers_down=())
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Waits for a state of this client; fails after five seconds."""
+        with anyio.fail_after(5):
+            while not condition():
+                await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def answer(self, request: GenerateRequest) -> AsyncIterator[ClientEvent]:
+        """The default script: all choices in turn, one token each."""
+        choices = [self.deltas(request, choice) for choice in range(request.num_choices)]
+        for step in range(max(map(len, choices))):
+            for deltas in choices:
+                if step < len(deltas):
+                    yield deltas[step]
+        yield completed(request, sum(len(delta.tokens) for deltas in choices for delta in deltas))
+
+    def deltas(self, request: GenerateRequest, choice: int) -> list[Delta]:
+        """One delta per token; the last one ends the choice."""
+        tokens = self.tokenizer.encode(self.texts[choice % len(self.texts)])
+        finish: FinishReason = "length" if len(tokens) > request.params.max_tokens else "stop"
+        tokens = tokens[: request.params.max_tokens]
+        stream = TextStream(self.tokenizer, request.stop)
+        deltas = []
+        for position, token in enumerate(tokens):
+            text, match = stream.push(token)
+            last = match is not None or position == len(tokens) - 1
+            deltas.append(
+                Delta(
+                    request=request.request,
+                    choice=choice,
+                    text=text + (stream.finish() if last else ""),
+                    tokens=(record(token, request.params.logprobs),),
+                    finish=("stop" if match else finish) if last else None,
+                    stop_match=match,
+                )
+            )
+            if last:
+                break
+        return deltas
+
+
+def record(token: int, logprobs: int | None) -> TokenRecord:
+    """Made-up logprobs: the chosen token first, then the ids after it."""
+    if logprobs is None:
+        return TokenRecord(token)
+    top = tuple((token + rank, -0.25 * (rank + 1)) for rank in range(logprobs))
+    return TokenRecord(token, -0.25, top)
+
+
+def completed(request: GenerateRequest, num_tokens: int) -> Completed:
+    return Completed(
+        request=request.request,
+        prompt_tokens=len(request.prompt),
+        completion_tokens=num_tokens,
+        cached_tokens=min(4, len(request.prompt) - 1),
+    )
+
+
+def failed(request: GenerateRequest, status: int = 429, retry_after_s: int | None = 7) -> Failed:
+    error = ErrorInfo(status=status, message="the queue is full", code="queue_full", retry_after_s=retry_after_s)
+    return Failed(request=request.request, error=error)
+
+
+async def nothing(request: GenerateRequest) -> AsyncIterator[ClientEvent]:
+    """A request that stays queued for ever."""
+    await anyio.sleep_forever()
+    yield failed(request)
