@@ -86,13 +86,15 @@ class PrefillPhase:
         """The next step's chunks, oldest job first, within the token budget, the segment limit and the credits."""
         budget, planned = self._spec.chunk_tokens, list[PlannedChunk]()
         credits = Counter(self._used)
+        short_of_pages = False
         for job in sorted(self.jobs.values(), key=lambda job: (job.start.order, job.key)):
             if budget <= 0 or len(planned) == self._spec.max_prefill_segments:
                 break
             if not job.remaining:
                 continue
-            if not self._give_pages(job):
-                break
+            if not job.pages and (short_of_pages or not self._give_pages(job)):
+                short_of_pages = True  # younger jobs that hold pages go on, or the older one would wait for ever
+                continue
             chunk = self._next_chunk(job, budget)
             if chunk is None:
                 continue

@@ -6,7 +6,7 @@ programs) and runs in a thread, `service` starts the actors and the HTTP applica
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -107,12 +107,14 @@ def load(plan: Plan, report: Report) -> Loaded:
 
     cache_dir = enable_compile_cache()
     report.line(f"Model {plan.name} ({plan.config.architecture}, {plan.config.dtype}) from {plan.folder}")
-    engines = _make_engines(plan, topology, devices, platform, report)
+    with _memory_told():
+        engines = _make_engines(plan, topology, devices, platform, report)
     report.table(
         [(part.name, _described(part, devices, engines[part.name].spec)) for part in topology.slices]
         + [("compile cache", str(cache_dir))]
     )
-    _warm_up(engines, report)
+    with _memory_told():
+        _warm_up(engines, report)
     return Loaded(plan=plan, topology=topology, tokenizer=tokenizer, engines=engines)
 
 
@@ -226,6 +228,20 @@ def _spec(plan: Plan, platform: Platform, num_pages: int) -> EngineSpec:
         max_prefill_segments=MAX_PREFILL_SEGMENTS,
         page_bytes=pool_shape(plan.config, sizes.page_size, platform).page_bytes,
     )
+
+
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    """A device that has too little memory is the operator's to know, in one line."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in reason:
+            raise
+        raise UsageError(f"weights and KV do not fit: {reason}; allowed: fewer --num-pages or rows") from error
 
 
 def _warm_up(engines: "Mapping[str, JaxEngine]", report: Report) -> None:

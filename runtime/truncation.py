@@ -20,6 +20,8 @@ import numpy as np
 from jax import lax
 
 CANDIDATES = 128
+"""Logits looked at first. On a CPU 128 of 151,936 cost a fifth more than 20; a full sort costs 100 times more."""
+
 _SIGN = np.uint32(1 << 31)
 
 
@@ -114,8 +116,7 @@ def _largest_reaching(
 
 
 def float_to_ordered(values: jax.Array) -> jax.Array:
-    """Maps float32 to uint32 so that order is kept: negative numbers are complemented, others get the top
-    bit."""
+    """Maps float32 to uint32 so that order is kept: negative numbers are complemented, others get the top bit."""
     bits = lax.bitcast_convert_type(values, jnp.uint32)
     return jnp.where(bits >= _SIGN, ~bits, bits | _SIGN)
 

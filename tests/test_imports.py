@@ -16,7 +16,7 @@ ALLOWED = {
     "loadtest": {"loadtest"},
 }
 COMPOSITION_ROOT = (Path("runtime/composition.py"), Path("runtime/cli"))
-CARRIERS = (Path("actors/memory.py"), Path("actors/system.py"))
+CARRIERS = tuple(Path("actors", name) for name in ("lane.py", "memory.py", "system.py"))
 OUTSIDE_WORLD = {"anyio", "asyncio", "random", "time", "threading", "socket", "jax", "trio"}
 TYPES_ONLY = {"actors/context.py": {"random.Random"}}
 

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_EXIT_CODE
     except BrokenPipeError:  # `runtime up --help | head -1`
         return 1
+    except KeyboardInterrupt:  # while still importing; a server handles its signals itself
+        return 130
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

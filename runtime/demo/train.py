@@ -15,6 +15,8 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import numpy as np
 import optax
 from safetensors.numpy import save_file
 
+from runtime.demo.evaluate import load_checkpoint
 from runtime.demo.examples import ROW_LENGTH, RowPacker, Rows, corpus
 from runtime.demo.network import Params, Shape, forward, hf_config, init_params
 from runtime.demo.tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
@@ -34,20 +37,40 @@ logger = logging.getLogger(__name__)
 
 SEED = 1
 ROWS = 16
-STEPS = 4000
 MUON_LEARNING_RATE = 6e-3
 ADAM_LEARNING_RATE = 3e-3
-WARM_UP_STEPS = 100
 WEIGHT_DECAY = 0.05
-ROUNDED_FROM = 0.9
 CORPUS_EXAMPLES = 20_000
+SAVE_EVERY = 250
 
 
-def make_optimizer(steps: int) -> optax.GradientTransformation:
-    """Muon for the matrices of the layers, Adam for the rest; warm-up, then cosine decay."""
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run with an optimizer of its own; between phases the weights are rounded to bfloat16.
+
+    The learning rate rises for ``warm_up`` steps to ``rate`` times its peak and falls along a cosine that would end
+    after ``decay`` steps. The forward pass rounds to bfloat16 from step ``rounded_from`` on.
+    """
+
+    steps: int
+    warm_up: int
+    rate: float
+    decay: int
+    rounded_from: int
+
+
+PHASES = (
+    Phase(steps=1500, warm_up=100, rate=1.0, decay=4000, rounded_from=1501),
+    Phase(steps=1500, warm_up=50, rate=0.7, decay=1500, rounded_from=1400),
+)
+
+
+def make_optimizer(phase: Phase) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, Adam for the rest."""
 
     def schedule(peak: float) -> optax.Schedule:
-        return optax.warmup_cosine_decay_schedule(0.0, peak, min(WARM_UP_STEPS, steps // 4), steps, peak * 0.01)
+        peak *= phase.rate
+        return optax.warmup_cosine_decay_schedule(0.0, peak, phase.warm_up, phase.decay, peak * 0.01)
 
     def is_layer_matrix(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
         matrix = optax.contrib.MuonDimensionNumbers()
@@ -107,17 +130,34 @@ def _prefetch(packer: RowPacker, steps: int, ahead: int = 8) -> queue.Queue[Rows
     return batches
 
 
-def train(out: Path, steps: int, seed: int = SEED, save_every: int = 500) -> None:
-    """Train for a number of steps; the checkpoint in ``out`` is renewed as the run goes on."""
-    shape = Shape()
-    tokenizer = train_tokenizer(corpus(seed, CORPUS_EXAMPLES))
+def train(out: Path, seed: int = SEED, start: Path | None = None) -> None:
+    """Run the phases and write the checkpoint to ``out``, renewed as the run goes on.
+
+    ``start`` is a checkpoint of the first phase's end; only the phases after it are run then.
+    """
+    if start is None:
+        shape = Shape()
+        tokenizer = train_tokenizer(corpus(seed, CORPUS_EXAMPLES))
+        params = init_params(shape, seed)
+    else:
+        params, shape, tokenizer, _ = load_checkpoint(start)
     save_tokenizer(tokenizer, out, shape.max_position_embeddings)
     vocabulary = tokenizer.get_vocab()
     eos_ids = [vocabulary[TURN_END], vocabulary[END_OF_TEXT]]
-    params = init_params(shape, seed)
-    optimizer = make_optimizer(steps)
+    for index, phase in enumerate(PHASES):
+        if index == 0 and start is not None:
+            continue
+        batches = _prefetch(RowPacker(tokenizer, seed + index, ROWS), phase.steps)
+        for step, current in _run_phase(phase, params, shape, batches):
+            if step % SAVE_EVERY == 0 or step == phase.steps:
+                save_checkpoint(current, shape, out, eos_ids, eos_ids[1])
+        params, _, _, _ = load_checkpoint(out)
+
+
+def _run_phase(phase: Phase, params: Params, shape: Shape, batches: queue.Queue[Rows]) -> Iterator[tuple[int, Params]]:
+    """Step number and parameters after each step of a phase; the parameters live until the next step."""
+    optimizer = make_optimizer(phase)
     state = optimizer.init(params)
-    batches = _prefetch(RowPacker(tokenizer, seed, ROWS), steps)
 
     @partial(jax.jit, donate_argnums=(0, 1), static_argnums=3)
     def step(
@@ -129,29 +169,28 @@ def train(out: Path, steps: int, seed: int = SEED, save_every: int = 500) -> Non
 
     started = time.monotonic()
     recent: list[float] = []
-    for number in range(1, steps + 1):
+    for number in range(1, phase.steps + 1):
         rows = batches.get()
         arrays = (jnp.asarray(rows.tokens), jnp.asarray(rows.segments), jnp.asarray(rows.weights))
-        params, state, loss = step(params, state, arrays, number > ROUNDED_FROM * steps)
+        params, state, loss = step(params, state, arrays, number >= phase.rounded_from)
         recent.append(float(loss))
-        if number % 50 == 0 or number == steps:
+        if number % 50 == 0 or number == phase.steps:
             seconds = time.monotonic() - started
             mean, rate = sum(recent) / len(recent), number * ROWS * ROW_LENGTH / seconds
-            logger.info("step %d/%d loss %.4f, %.0f tokens/s, %.0f s", number, steps, mean, rate, seconds)
+            logger.info("step %d/%d loss %.4f, %.0f tokens/s, %.0f s", number, phase.steps, mean, rate, seconds)
             recent.clear()
-        if number % save_every == 0 or number == steps:
-            save_checkpoint(params, shape, out, eos_ids, eos_ids[1])
+        yield number, params
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint of the first phase's end")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(arguments.out, arguments.steps, arguments.seed)
+    train(arguments.out, arguments.seed, arguments.start)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ class FakeClient:
         self.script: Script = self.answer
         self.requests: list[GenerateRequest] = []
         self.ended: dict[str, str] = {}
+        self.on_begin: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
         self._changed = anyio.Event()
 
     @asynccontextmanager
     async def stream(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[ClientEvent]]:
         self.requests.append(request)
+        self.on_begin()
         self._notify()
         ending = "aborted"
 
@@ -41,6 +44,7 @@ class FakeClient:
             yield events()
         finally:
             self.ended[request.request] = ending
+            self.on_end()
             self._notify()
 
     async def status(self) -> Status:

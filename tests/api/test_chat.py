@@ -107,7 +107,7 @@ async def test_without_limit_the_rest_of_the_context_is_used(
 
 async def test_finish_reason_length(http: httpx.AsyncClient) -> None:
     choice = (await http.post(URL, json=chat(max_tokens=3))).json()["choices"][0]
-    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", "The an")
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", "The answer is")
 
 
 async def test_a_stop_string_ends_the_text_before_it(http: httpx.AsyncClient, client: FakeClient) -> None:

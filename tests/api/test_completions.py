@@ -1,3 +1,5 @@
+import threading
+
 import httpx
 import pytest
 
@@ -85,3 +87,19 @@ async def test_logprobs_zero_gives_the_chosen_token(http: httpx.AsyncClient) -> 
 
 async def test_best_of_equal_to_n_is_accepted(http: httpx.AsyncClient) -> None:
     assert (await http.post(URL, json={"prompt": "a", "best_of": 1})).status_code == 200
+
+
+async def test_tokenizing_does_not_hold_up_the_event_loop(
+    http: httpx.AsyncClient, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    encode = tokenizer.encode
+
+    def watched(text: str, *, add_special_tokens: bool = False) -> list[int]:
+        threads.append(threading.current_thread())
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "encode", watched)
+    assert (await http.post(URL, json={"prompt": "Hello"})).status_code == 200
+    assert threads
+    assert threads[0] is not threading.current_thread()

@@ -17,7 +17,7 @@ def run(case: PagedCase, q: np.ndarray, dtype: str = "float32", **options: objec
 
 def queries(num_rows: int, num_heads: int, head_dim: int, dtype: str = "float32") -> np.ndarray:
     q = np.random.default_rng(7).standard_normal((num_rows, num_heads, head_dim), np.float32)
-    return np.asarray(jnp.asarray(q, dtype).astype(jnp.float32))
+    return np.array(jnp.asarray(q, dtype).astype(jnp.float32))
 
 
 def expected(case: PagedCase, q: np.ndarray, window: int | None = None) -> np.ndarray:

@@ -16,6 +16,7 @@ from tests.simulation.clients import SimClient
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
 from tests.simulation.loop import SimulationError
+from tests.simulation.watch import AttemptWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
 
 
@@ -42,7 +43,7 @@ class SimSystem:
         self.transfers = [actor for actor in actors.values() if isinstance(actor, TransferActor)]
         self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
-        self.carrier.observers.append(_fail_on_worker_down)
+        self.carrier.observers += [_fail_on_worker_down, AttemptWatch(lambda: self.carrier.loop.now).observe]
         self.carrier.observers += [client.observe for client in self.clients]
         for spec in specs:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)

@@ -1,0 +1,153 @@
+"""Runs the same requests on different topologies and judges the differences by design invariant 4.
+
+Randomness depends on the request alone, arithmetic on shapes. So two answers are equal when their tokens are, or when
+they first differ where float32 logits say that the choice was closer than a stated tau.
+"""
+
+import asyncio
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+
+from actors.client import GenerateRequest
+from actors.messages import Completed, Delta
+from actors.system import running_system
+from actors.wiring import SystemOptions
+from runtime.engine import EngineSpec
+from runtime.jax_engine import JaxEngine
+from runtime.kv_cache import pool_shape
+from runtime.kv_mover import DevicePutMover
+from runtime.model_config import load_model_config
+from runtime.placement import Placement
+from runtime.sampler_noise import gumbel, row_keys
+from runtime.topology import parse_topology
+from runtime.weights import load_weights
+from tests.reference_model import ReferenceModel
+
+PAGE_SIZE = 16
+
+
+class Answer(msgspec.Struct):
+    """Tokens and the logprobs of the chosen ones."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class _NoText:
+    """Text is not compared here: it is derived from tokens."""
+
+    def push(self, token: int) -> tuple[str, str | None]:
+        return "", None
+
+    def finish(self) -> str:
+        return ""
+
+
+def make_engines(folder: Path, topology: str, dtype: str, **sizes: int) -> dict[str, JaxEngine]:
+    """One engine per slice on virtual CPU devices, not warmed up."""
+    config = msgspec.structs.replace(load_model_config(folder), dtype=dtype)
+    spec = EngineSpec(
+        page_size=PAGE_SIZE,
+        num_pages=sizes.get("num_pages", 1025),
+        num_rows=16,
+        max_context_tokens=config.max_position_embeddings,
+        vocab_size=config.vocab_size,
+        chunk_tokens=sizes.get("chunk_tokens", 128),
+        max_prefill_segments=8,
+        page_bytes=pool_shape(config, PAGE_SIZE, "cpu").page_bytes,
+    )
+    engines = {}
+    for part in parse_topology(topology).slices:
+        devices = [jax.devices()[index] for index in part.devices]
+        params = load_weights(folder, config, dtype, Placement(devices).replicated)
+        engines[part.name] = JaxEngine(config, params, spec, role=part.role, devices=devices)
+    return engines
+
+
+def answers(engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest]) -> dict[str, Answer]:
+    """All requests at once through the actors."""
+    return asyncio.run(_answers(engines, topology, requests))
+
+
+async def _answers(engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest]) -> dict[str, Answer]:
+    mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()})
+    options = SystemOptions(max_queued=len(requests), decode_reserve_tokens=16)
+    results: dict[str, Answer] = {}
+    make_text = lambda stop, min_tokens: _NoText()  # noqa: E731
+    async with (
+        running_system(engines, parse_topology(topology), mover, make_text, options) as system,
+        asyncio.TaskGroup() as group,
+    ):
+
+        async def ask(request: GenerateRequest) -> None:
+            answer = Answer([], [])
+            async with system.client.stream(request) as events:
+                async for event in events:
+                    if isinstance(event, Delta):
+                        answer.tokens += [record.token for record in event.tokens]
+                        answer.logprobs += [record.logprob for record in event.tokens if record.logprob is not None]
+                    else:
+                        assert isinstance(event, Completed), event
+            results[request.request] = answer
+
+        for request in requests:
+            group.create_task(ask(request))
+    return results
+
+
+class Verdict(msgspec.Struct):
+    """What a comparison saw."""
+
+    equal: int = 0
+    close_calls: list[str] = []
+    wrong: list[str] = []
+    max_logprob_gap: float = 0.0
+
+
+def compare(
+    reference: ReferenceModel,
+    requests: list[GenerateRequest],
+    expected: dict[str, Answer],
+    actual: dict[str, Answer],
+    tau: float,
+) -> Verdict:
+    """Judges each request; a first difference is excused when its margin in float32 is below `tau`."""
+    verdict = Verdict()
+    for request in requests:
+        a, b = expected[request.request], actual[request.request]
+        pairs = enumerate(zip(a.tokens, b.tokens, strict=False))
+        first = next((index for index, (x, y) in pairs if x != y), None)
+        common = first if first is not None else min(len(a.tokens), len(b.tokens))
+        gaps = np.abs(np.subtract(a.logprobs[:common], b.logprobs[:common]))
+        verdict.max_logprob_gap = max(verdict.max_logprob_gap, float(gaps.max(initial=0.0)))
+        if first is None:
+            assert len(a.tokens) == len(b.tokens), request.request
+            verdict.equal += 1
+            continue
+        margin = _margin(reference, request, a.tokens[:first], a.tokens[first], b.tokens[first])
+        note = f"{request.request} at {first}: {a.tokens[first]} or {b.tokens[first]}, margin {margin:.2e}"
+        (verdict.close_calls if margin < tau else verdict.wrong).append(note)
+    return verdict
+
+
+def _margin(reference: ReferenceModel, request: GenerateRequest, prefix: list[int], first: int, second: int) -> float:
+    """How far apart the two tokens' claims are: perturbed scores, or the distance of one to the top-p cut."""
+    params = request.params
+    logits = reference.logits([*request.prompt, *prefix])[-1].astype(np.float64)
+    if params.temperature == 0:
+        return abs(logits[first] - logits[second])
+    scaled = logits / params.temperature
+    seed = np.array([[params.seed & 0xFFFFFFFF, params.seed >> 32 & 0xFFFFFFFF]], np.uint32)
+    key = row_keys(jnp.asarray(seed), jnp.zeros(1, jnp.int32), jnp.full(1, len(prefix), jnp.int32))
+    noise = np.asarray(gumbel(key, len(logits)), np.float64)[0]
+    perturbed = abs((scaled + noise)[first] - (scaled + noise)[second])
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities)
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    cuts = [abs(before[order == token][0] - params.top_p) for token in (first, second)]
+    return float(min(perturbed, *cuts))

@@ -1,0 +1,88 @@
+"""Disaggregated equals aggregated, in the sense of design invariant 4, over prompts of 1 to 1,500 tokens.
+
+The float32 and bfloat16 bounds on the margin of a first difference: a token may flip only where the float32 reference
+itself is that undecided. Randomness is the same on all topologies, so with seeds the Gumbel-perturbed scores decide.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.client import GenerateRequest
+from runtime.demo import MODEL_DIR
+from runtime.sampling_params import SamplingParams
+from runtime.tokens import Tokenizer
+from tests.checkpoints import write_checkpoint
+from tests.e2e.parity import Answer, answers, compare, make_engines
+from tests.reference_model import ReferenceModel
+
+TOPOLOGIES = ("prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=3", "prefill=3,decode=1")
+TAU = {"float32": 2e-4, "bfloat16": 0.1}
+"""Largest margin, in units of logits over temperature, at which a first difference counts as rounding."""
+
+MAX_LOGPROB_GAP = {"float32": 1e-4, "bfloat16": 0.05}
+
+
+def _params(index: int, max_tokens: int) -> SamplingParams:
+    """Every other request is seeded sampling, the rest is greedy."""
+    if index % 2:
+        return SamplingParams(
+            seed=1000 + index, max_tokens=max_tokens, temperature=0.8, top_p=0.95, logprobs=0, min_tokens=0
+        )
+    return SamplingParams(seed=0, max_tokens=max_tokens, temperature=0.0, logprobs=0)
+
+
+def _random_requests(vocab_size: int) -> list[GenerateRequest]:
+    """64 prompts: lengths around the page and chunk borders, and log-uniform up to 1,500."""
+    rng = random.Random(5)
+    lengths = [1, 2, 15, 16, 17, 127, 128, 129, 255, 256, 257, 1499, 1500]
+    lengths += [round(np.exp(rng.uniform(0, np.log(1500)))) for _ in range(64 - len(lengths))]
+    return [
+        GenerateRequest(
+            request=f"p{index}-{length}",
+            prompt=tuple(rng.randrange(vocab_size) for _ in range(length)),
+            params=_params(index, max_tokens=1 + index % 24),
+        )
+        for index, length in enumerate(lengths)
+    ]
+
+
+def _demo_requests() -> list[GenerateRequest]:
+    """64 questions to the demo model, through its own chat template."""
+    rng, tokenizer = random.Random(6), Tokenizer.load(MODEL_DIR)
+    requests = []
+    for index in range(64):
+        question = f"What is {rng.randrange(100)} {rng.choice('+-*')} {rng.randrange(100)}?"
+        prompt = tokenizer.render_chat([{"role": "user", "content": question}])
+        tokens = tuple(tokenizer.encode(prompt, add_special_tokens=False))
+        requests.append(GenerateRequest(request=f"q{index}", prompt=tokens, params=_params(index, max_tokens=32)))
+    return requests
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model with 4,096 tokens of context."""
+    return write_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096, seed=11)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["random", "demo"])
+def test_disaggregated_equals_aggregated(model: str, dtype: str, checkpoint: Path) -> None:
+    folder = checkpoint if model == "random" else MODEL_DIR
+    requests = _random_requests(vocab_size=200) if model == "random" else _demo_requests()
+    aggregated = _run(folder, "mixed=1", dtype, requests)
+    reference = ReferenceModel(folder)
+    for topology in TOPOLOGIES:
+        verdict = compare(reference, requests, aggregated, _run(folder, topology, dtype, requests), TAU[dtype])
+        print(f"{model} {dtype} {topology}: {verdict}")  # noqa: T201
+        assert not verdict.wrong
+        assert verdict.equal + len(verdict.close_calls) == len(requests) == 64
+        assert verdict.max_logprob_gap <= MAX_LOGPROB_GAP[dtype]
+
+
+def _run(folder: Path, topology: str, dtype: str, requests: list[GenerateRequest]) -> dict[str, Answer]:
+    return answers(make_engines(folder, topology, dtype), topology, requests)

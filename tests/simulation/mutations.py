@@ -1,0 +1,180 @@
+"""Planted bugs: each takes one safeguard away from the real actors, and the simulator must notice.
+
+A mutation patches one method. It is undone by the test's monkeypatch.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pytest import MonkeyPatch
+
+from actors.decode import DecodePhase, Lease
+from actors.gateway import GatewayActor
+from actors.ledger import ChoiceRecord
+from actors.messages import Key, SampledToken
+from actors.prefill import PrefillPhase
+from actors.scheduler import SchedulerActor
+from actors.tombstones import Tombstones
+from actors.worker import WorkerActor
+from runtime.pages import PagePool
+
+
+def pages_freed_without_quarantine(patch: MonkeyPatch) -> None:
+    """A page is free as soon as its last owner lets it go."""
+    release = PagePool.release
+
+    def mutant(self: PagePool, pages: Any, fence: int) -> None:
+        release(self, pages, 0)
+
+    patch.setattr(PagePool, "release", mutant)
+
+
+def quarantine_ends_a_turn_early(patch: MonkeyPatch) -> None:
+    """Pages are retired with the step before the one that names them."""
+    retire = PagePool.retire
+    patch.setattr(PagePool, "retire", lambda self, fence: retire(self, fence + 1))
+
+
+def decode_starts_before_coverage(patch: MonkeyPatch) -> None:
+    """A sequence begins once prefill is done with it, wherever its KV is."""
+    patch.setattr(Lease, "complete", lambda self: True)
+
+
+def chunk_counts_before_it_arrives(patch: MonkeyPatch) -> None:
+    """Coverage is complete with the last chunk, although an earlier one may be on its way."""
+    patch.setattr(Lease, "complete", lambda self: any(end == self.reserve.num_tokens for _, end in self.covered))
+
+
+def ledger_accepts_stale_attempts(patch: MonkeyPatch) -> None:
+    """Tokens of a given-up attempt are taken."""
+    accept = ChoiceRecord.accept
+
+    def mutant(self: ChoiceRecord, sampled: SampledToken) -> Iterator[SampledToken]:
+        key = Key(sampled.key.request, sampled.key.choice, self.attempt)
+        return accept(self, SampledToken(key, sampled.index, sampled.record, sampled.finish))
+
+    patch.setattr(ChoiceRecord, "accept", mutant)
+
+
+def ledger_fills_gaps_out_of_order(patch: MonkeyPatch) -> None:
+    """A token ahead of a gap is delivered at once."""
+    accept = ChoiceRecord.accept
+
+    def mutant(self: ChoiceRecord, sampled: SampledToken) -> Iterator[SampledToken]:
+        index = max(sampled.index, 0) and len(self.accepted)
+        return accept(self, SampledToken(sampled.key, index, sampled.record, sampled.finish))
+
+    patch.setattr(ChoiceRecord, "accept", mutant)
+
+
+def credit_lost_when_acknowledged(patch: MonkeyPatch) -> None:
+    """A staged chunk is forgotten, but its credit is not given back."""
+
+    def mutant(self: PrefillPhase, key: Key, sequence: int) -> int | None:
+        staged = self.staged.pop((key, sequence), None)
+        return None if staged is None else staged.handle
+
+    patch.setattr(PrefillPhase, "unstage", mutant)
+
+
+def cancel_forgets_leases(patch: MonkeyPatch) -> None:
+    """A cancel ends running sequences alone."""
+    cancel = DecodePhase.cancel
+
+    def mutant(self: DecodePhase, key: Key, choices: tuple[int, ...], fence: int) -> Any:
+        lease = self.leases.pop(key, None)
+        try:
+            return cancel(self, key, choices, fence)
+        finally:
+            if lease is not None:
+                self.leases[key] = lease
+
+    patch.setattr(DecodePhase, "cancel", mutant)
+
+
+def tombstones_are_ignored(patch: MonkeyPatch) -> None:
+    """A start that comes after its cancel is obeyed."""
+    patch.setattr(Tombstones, "alive", lambda self, key, choices: choices)
+
+
+def second_terminal_record(patch: MonkeyPatch) -> None:
+    """A complete request is told so twice."""
+    complete = GatewayActor._complete
+
+    def mutant(self: GatewayActor, ctx: Any, record: Any) -> None:
+        complete(self, ctx, record)
+        self.ledger.requests[record.submit.request] = record
+        complete(self, ctx, record)
+
+    patch.setattr(GatewayActor, "_complete", mutant)
+
+
+def stop_string_does_not_abort(patch: MonkeyPatch) -> None:
+    """A choice that a stop string ended goes on decoding, and its sequence is not taken back."""
+    patch.setattr(GatewayActor, "_abort_group", lambda self, ctx, record, key, choices: None)
+
+
+def grant_kept_after_release(patch: MonkeyPatch) -> None:
+    """The scheduler never hears that a group has ended."""
+    patch.setattr(SchedulerActor, "_end", lambda self, ctx, key, choices: None)
+
+
+def tail_page_shared_by_choices(patch: MonkeyPatch) -> None:
+    """A mixed worker's choices get no copies of the prompt's last page."""
+    plan_moves = WorkerActor._plan_moves
+
+    def mutant(self: WorkerActor, turn: Any, chunk: Any) -> None:
+        plan_moves(self, turn, chunk)
+        turn.copies.clear()
+
+    patch.setattr(WorkerActor, "_plan_moves", mutant)
+
+
+def row_freed_before_its_step(patch: MonkeyPatch) -> None:
+    """A sequence's row is given away twice."""
+    end = DecodePhase.end
+
+    def mutant(self: DecodePhase, sequence: Any, fence: int) -> None:
+        end(self, sequence, fence)
+        self._free_rows.append(sequence.row)
+
+    patch.setattr(DecodePhase, "end", mutant)
+
+
+def older_prefill_blocks_younger_holders(patch: MonkeyPatch) -> None:
+    """A job that waits for pages lets nobody behind it go on, also those that hold the pages."""
+    plan = PrefillPhase.plan
+
+    def mutant(self: PrefillPhase) -> Any:
+        jobs = sorted(self.jobs.values(), key=lambda job: (job.start.order, job.key))
+        waiting = [job for job in jobs if not job.pages and job.remaining]
+        need = self._spec.pages_for(len(waiting[0].start.tokens)) if waiting else 0
+        if need <= self._pool.free_pages:
+            return plan(self)
+        kept = jobs[: jobs.index(waiting[0])]
+        mine, self.jobs = self.jobs, {job.key: job for job in kept}
+        try:
+            return plan(self)
+        finally:
+            self.jobs = mine
+
+    patch.setattr(PrefillPhase, "plan", mutant)
+
+
+MUTATIONS: tuple[Callable[[MonkeyPatch], None], ...] = (
+    pages_freed_without_quarantine,
+    quarantine_ends_a_turn_early,
+    decode_starts_before_coverage,
+    chunk_counts_before_it_arrives,
+    ledger_accepts_stale_attempts,
+    ledger_fills_gaps_out_of_order,
+    credit_lost_when_acknowledged,
+    cancel_forgets_leases,
+    tombstones_are_ignored,
+    second_terminal_record,
+    stop_string_does_not_abort,
+    grant_kept_after_release,
+    tail_page_shared_by_choices,
+    row_freed_before_its_step,
+    older_prefill_blocks_younger_holders,
+)

@@ -1,0 +1,70 @@
+"""Watches the messages of a run for rules that no answer shows, because stale tokens equal fresh ones here.
+
+A worker that was given up may still report tokens. The fake sampler gives every attempt the same tokens, so a ledger
+that took them would go unnoticed by its clients. This watcher knows the current attempt of each choice from what the
+gateway itself admits, and demands that each delivered token was sampled under that attempt. It also demands that work
+nobody wants any more ends at once instead of running to its natural end.
+"""
+
+from collections.abc import Callable
+
+from actors.messages import Address, Admit, Completed, Delta, Disconnect, Failed, Message, TokensSampled
+
+Choice = tuple[str, int]
+
+_ABORT_S = 0.8
+"""Longest way of an abort through the slowest links, and the steps in flight when it arrives."""
+
+
+class AttemptWatch:
+    """One run's attempts: `sampled` holds (choice, attempt, index) of every token that a worker reported."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._unwanted: dict[Choice, float] = {}
+        self._left: dict[str, float] = {}
+        self._attempts: dict[Choice, int] = {}
+        self._delivered: dict[Choice, int] = {}
+        self._sampled: set[tuple[Choice, int, int]] = set()
+        self._ended: set[str] = set()
+
+    def observe(self, source: Address, target: Address, message: Message) -> None:
+        """Raises AssertionError when the gateway delivers what it must not."""
+        match message:
+            case Admit():
+                for choice in message.choices:
+                    self._admitted((message.key.request, choice), message)
+            case TokensSampled():
+                for token in message.tokens:
+                    choice = (token.key.request, token.key.choice)
+                    self._sampled.add((choice, token.key.attempt, token.index))
+                    self._check_wanted(choice)
+            case Disconnect():
+                self._left[message.request] = self._now()
+            case Delta():
+                self._deliver(message)
+            case Completed() | Failed():
+                assert message.request not in self._ended, f"a second terminal record: {message}"
+                self._ended.add(message.request)
+
+    def _admitted(self, choice: Choice, admit: Admit) -> None:
+        last, attempt = self._attempts.get(choice, 0), admit.key.attempt
+        assert attempt == last + 1, f"choice {choice} goes from attempt {last} to {attempt}"
+        accepted = len(admit.tokens) - admit.prompt_tokens
+        delivered = self._delivered.get(choice, 0)
+        assert accepted == delivered, f"attempt {attempt} of {choice} brings {accepted} tokens, not {delivered}"
+        self._attempts[choice] = attempt
+
+    def _deliver(self, delta: Delta) -> None:
+        choice = (delta.request, delta.choice)
+        assert delta.request not in self._ended, f"a delta behind the terminal record: {delta}"
+        for _ in delta.tokens:
+            index, attempt = self._delivered.get(choice, 0), self._attempts[choice]
+            assert (choice, attempt, index) in self._sampled, f"{choice} token {index} is not of attempt {attempt}"
+            self._delivered[choice] = index + 1
+        if isinstance(delta.stop_match, str):
+            self._unwanted[choice] = self._now()
+
+    def _check_wanted(self, choice: Choice) -> None:
+        ended = min(self._unwanted.get(choice, float("inf")), self._left.get(choice[0], float("inf")))
+        assert self._now() <= ended + _ABORT_S, f"{choice} is still sampled, {self._now() - ended:.2f} s after its end"
