@@ -10,12 +10,10 @@ reads the last one, and the next chunk is on its way before this one is done. Pa
 device work up to turn t at most; they stay in quarantine until that turn has retired.
 """
 
-from collections.abc import Sequence as SequenceOf
-
 import msgspec
 
 from actors.context import Context
-from actors.decode import DecodePhase, Insert, Lease, Sequence, finish_of
+from actors.decode import DecodePhase, Insert, finish_of
 from actors.messages import (
     GATEWAY,
     SCHEDULER,
@@ -46,7 +44,8 @@ from actors.messages import (
 from actors.prefill import PlannedChunk, PrefillJob, PrefillPhase
 from actors.tombstones import Tombstones
 from actors.turn import Flight, Slot, Turn, enqueue
-from runtime.engine import Engine, PrefillSegment, RowState, Sampled, Step
+from actors.turn_planner import TurnPlanner
+from runtime.engine import Engine, Sampled
 from runtime.pages import PagePool
 from runtime.topology import Role
 
@@ -71,6 +70,7 @@ class WorkerActor:
         self.free_rows = list(range(spec.num_rows))
         self.prefill = PrefillPhase(spec, pool, options.staged_per_decode)
         self.decode = DecodePhase(spec, pool, self.free_rows)
+        self._planner = TurnPlanner(spec, role, self.prefill, self.decode, self.free_rows)
         self._tombstones = Tombstones()
         self._arrived: list[Insert] = []
         self._flight: Flight | None = None
@@ -204,92 +204,10 @@ class WorkerActor:
 
     def _plan(self, ctx: Context) -> Turn | None:
         """The next turn, or None when there is nothing to enqueue."""
-        inserts = list(self._arrived)
-        rows = self.decode.begin_covered(self._next_fence) if self.role != "prefill" else []
-        sequences, table, preempted = self.decode.plan(self._next_fence)
-        for victim in preempted:
-            self._preempt(ctx, victim)
-        chunks = self.prefill.plan() if self.role != "decode" else ()
-        turn = Turn(inserts=inserts, rows=rows, chunks=(), step=None, slots=(), gathers=[], copies=[])
-        segments, slots = self._plan_chunks(turn, chunks)
-        for sequence in sequences:
-            slots.append(Slot(sequence.key, self.decode.dispatched(sequence), None))
-        if segments or sequences:
-            decode_rows = tuple(sequence.row for sequence in sequences)
-            turn.step = Step(prefill=tuple(segments), decode=decode_rows, table=tuple(table))
-        turn.slots = tuple(slots)
-        return turn if turn.step is not None or inserts or turn.rows else None
-
-    def _preempt(self, ctx: Context, victim: Lease | Sequence) -> None:
-        """Tells gateway and scheduler that the pool gave somebody up to make room."""
-        if isinstance(victim, Lease):
-            key, choices = victim.reserve.key, tuple(set(victim.reserve.choices) - victim.dropped)
-            job = self.prefill.jobs.get(key)
-            if job is not None:
-                self.prefill.end(job, self._next_fence)
-        else:
-            key, choices = victim.group, (victim.key.choice,)
-        ctx.post(SCHEDULER, Released(worker=self.address, key=key, choices=choices))
-        self._give_up(ctx, key, choices, "the KV pool is exhausted")
-
-    def _plan_chunks(self, turn: Turn, chunks: SequenceOf[PlannedChunk]) -> tuple[list[PrefillSegment], list[Slot]]:
-        segments, slots, kept = list[PrefillSegment](), list[Slot](), list[PlannedChunk]()
-        for chunk in chunks:
-            job = chunk.job
-            sample_rows: tuple[int, ...] = ()
-            if chunk.last:
-                rows = self._sample_rows(job)
-                if rows is None:
-                    continue
-                turn.rows += rows
-                sample_rows = tuple(row.row for row in rows)
-                index = len(job.start.tokens) - job.start.prompt_tokens
-                remote = None if job.local else job
-                slots += [Slot(job.key.sibling(row.choice), index, remote) for row in rows]
-            kept.append(chunk)
-            pages = job.pages[: self._engine.spec.pages_for(chunk.end)]
-            tokens = job.start.tokens[chunk.begin : chunk.end]
-            segments.append(PrefillSegment(tokens=tokens, start=chunk.begin, pages=pages, sample_rows=sample_rows))
-            self._plan_moves(turn, chunk)
-            self.prefill.dispatched(chunk)
-        turn.chunks = tuple(kept)
-        return segments, slots
-
-    def _plan_moves(self, turn: Turn, chunk: PlannedChunk) -> None:
-        """What leaves after the chunk's forward: pages for transfer, or tail copies for a local group's siblings."""
-        job, page = chunk.job, self._engine.spec.page_size
-        if chunk.send is not None:
-            begin, end = chunk.send
-            turn.gathers.append((chunk, job.pages[begin // page : self._engine.spec.pages_for(end)]))
-        elif chunk.last and job.local and len(job.start.tokens) % page:
-            column = len(job.start.tokens) // page
-            keys = [job.key.sibling(choice) for choice in job.choices]
-            tails = tuple(self.decode.sequences[key].pages[column] for key in keys)
-            targets = tuple(tail for tail in tails if tail != job.pages[column])
-            if targets:
-                turn.copies.append((job.pages[column], targets))
-
-    def _sample_rows(self, job: PrefillJob) -> list[RowState] | None:
-        """Row state for the tokens that the job's last chunk samples; None when rows are short this turn."""
-        start = job.start
-        if job.local:
-            lease = self.decode.leases[job.key]
-            return self.decode.begin_local(lease, job.choices, start.tokens, start.params, self._next_fence)
-        if len(self.free_rows) < len(job.choices):
-            return None
-        return [
-            RowState(
-                row=self.free_rows.pop(),
-                sampling=start.params,
-                choice=choice,
-                prompt=start.tokens[: start.prompt_tokens],
-                output=start.tokens[start.prompt_tokens :],
-                pages=(),
-                length=0,
-                last_token=0,
-            )
-            for choice in job.choices
-        ]
+        turn, preempted = self._planner.plan(list(self._arrived), self._next_fence)
+        for key, choices in preempted:  # the gateway's abort of the old attempt ends the scheduler's grant
+            self._give_up(ctx, key, choices, "the KV pool is exhausted")
+        return turn
 
     # --- execution
 

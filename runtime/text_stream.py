@@ -9,15 +9,23 @@ from runtime.tokens import Tokenizer
 
 
 class TextStream:
-    """Holds back incomplete characters and text that could begin a stop string."""
+    """Holds back incomplete characters and text that could begin a stop string.
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    Text of the first `min_tokens` tokens is not searched for stop strings.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], min_tokens: int = 0) -> None:
         self._detokenizer = tokenizer.detokenizer()
         self._scanner = StopScanner(stop)
+        self._unscanned_tokens = min_tokens
 
     def push(self, token: int) -> tuple[str, str | None]:
         """Returns the released text and the matched stop string; after a match nothing more is released."""
-        return self._scanner.push(self._detokenizer.push(token))
+        text = self._detokenizer.push(token)
+        if self._unscanned_tokens > 0:
+            self._unscanned_tokens -= 1
+            return text, None
+        return self._scanner.push(text)
 
     def finish(self) -> str:
         """Returns what was held back, when the choice ends by length or by a stop token."""

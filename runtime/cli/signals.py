@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
+_SHOW_CURSOR = "\x1b[?25h"
+"""A progress bar that is cut short leaves the cursor hidden."""
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -45,6 +47,8 @@ def leave(code: int) -> NoReturn:
     """Ends the process now, whatever its threads are doing, without a trace."""
     for stream in (sys.stdout, sys.stderr):
         try:
+            if stream.isatty():
+                stream.write(_SHOW_CURSOR)
             stream.flush()
         except (OSError, ValueError, RuntimeError):  # closed, broken, or interrupted while writing
             continue

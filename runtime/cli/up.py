@@ -20,6 +20,7 @@ from runtime.cli.console import Report
 from runtime.cli.server import Front, HttpServer, address_of, bind
 from runtime.cli.signals import StopSignal, leave, leave_after
 from runtime.errors import UsageError
+from runtime.plan import Plan, make_plan
 from runtime.settings import Settings
 
 _EXIT_GRACE_S = 20.0
@@ -33,7 +34,7 @@ def up(settings: Settings) -> int:
     stop.install()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     report = Report()
-    plan = composition.plan(settings)
+    plan = make_plan(settings)
     with bind(settings.host, settings.port) as listener:
         failure = anyio.run(_serve, plan, listener, report, stop, started)
     if failure is not None:
@@ -42,7 +43,7 @@ def up(settings: Settings) -> int:
 
 
 async def _serve(
-    plan: composition.Plan, listener: socket.socket, report: Report, stop: StopSignal, started: float
+    plan: Plan, listener: socket.socket, report: Report, stop: StopSignal, started: float
 ) -> UsageError | None:
     front = Front()
     server = HttpServer(front, plan.settings.log_level)
@@ -59,7 +60,7 @@ async def _serve(
     return failure
 
 
-async def _load(plan: composition.Plan, report: Report, stop: StopSignal) -> composition.Loaded | UsageError:
+async def _load(plan: Plan, report: Report, stop: StopSignal) -> composition.Loaded | UsageError:
     """Loads in a thread. A signal meanwhile has nothing to drain and ends the process."""
     outcome: composition.Loaded | UsageError
 
@@ -104,7 +105,7 @@ class _Greeting(msgspec.Struct, frozen=True):
 
     def say(self, report: Report, loaded: composition.Loaded) -> None:
         took_s = time.monotonic() - self.started
-        name, topology = loaded.name, loaded.topology
+        name, topology = loaded.plan.name, loaded.topology
         report.line(f"Serving {name} on {self.address} ({topology}, ready in {took_s:.1f} s)", style="bold green")
         body = msgspec.json.encode(
             {"model": name, "stream": True, "messages": [{"role": "user", "content": "What is 37 + 58?"}]}

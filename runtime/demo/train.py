@@ -189,7 +189,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--start", type=Path, help="go on from this checkpoint of the first phase's end")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
     train(arguments.out, arguments.seed, arguments.start)
 
 

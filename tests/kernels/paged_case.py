@@ -58,19 +58,18 @@ def paged_case(
 
 
 def dense_attention(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, *, scale: float, window: int | None = None
-) -> np.ndarray:
-    """`q [T, N, H]`, the last T positions of `keys [S, K, H]`, float32, by `jax.nn.dot_product_attention`."""
-    num_queries, num_keys = q.shape[0], keys.shape[0]
-    query, key = np.arange(num_keys - num_queries, num_keys)[:, None], np.arange(num_keys)[None, :]
-    mask = key <= query
-    if window is not None:
-        mask &= key > query - window
+    case: PagedCase, queries: list[np.ndarray], *, scale: float, window: int | None = None
+) -> list[np.ndarray]:
+    """Row r's `queries[r] [T, N, H]` are its last positions; float32, by one `jax.nn.dot_product_attention`."""
+    longest = max(len(q) for q in queries)
+    padded = np.stack([np.pad(q, ((0, longest - len(q)), (0, 0), (0, 0))) for q in queries])
+    starts = np.array([length - len(q) for length, q in zip(case.context_lens, queries, strict=True)])
+    position = (starts[:, None] + np.arange(longest))[:, :, None]
+    key = np.arange(case.keys.shape[1])
+    mask = (key <= position) & (key > position - (window or case.keys.shape[1] + longest))
     with jax.default_matmul_precision("highest"):
-        out = jax.nn.dot_product_attention(
-            jnp.asarray(q, jnp.float32)[None], keys[None], values[None], mask=mask[None, None], scale=scale
-        )
-    return np.asarray(out[0])
+        out = jax.nn.dot_product_attention(padded, case.keys, case.values, mask=mask[:, None], scale=scale)
+    return [np.asarray(row[: len(q)]) for row, q in zip(out, queries, strict=True)]
 
 
 def soft_capped_attention(

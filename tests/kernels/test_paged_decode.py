@@ -21,14 +21,8 @@ def queries(num_rows: int, num_heads: int, head_dim: int, dtype: str = "float32"
 
 
 def expected(case: PagedCase, q: np.ndarray, window: int | None = None) -> np.ndarray:
-    out = np.zeros_like(q)
-    for row, length in enumerate(case.context_lens):
-        if length:
-            keys, values = case.keys[row, :length], case.values[row, :length]
-            out[row : row + 1] = dense_attention(
-                q[row : row + 1], keys, values, scale=q.shape[-1] ** -0.5, window=window
-            )
-    return out
+    dense = dense_attention(case, [row[None] for row in q], scale=q.shape[-1] ** -0.5, window=window)
+    return np.concatenate(dense) * (case.context_lens > 0)[:, None, None]
 
 
 @pytest.mark.parametrize("page_size", [4, 16, 64])
@@ -39,8 +33,7 @@ def test_ragged_lengths_around_the_page_size(page_size: int) -> None:
     np.testing.assert_allclose(run(case, q), expected(case, q), atol=2e-6)
 
 
-@pytest.mark.parametrize("num_heads", [2, 6, 12])
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(2, 32), (6, 64), (12, 128), (4, 128)])
 def test_head_groups_and_head_dims(num_heads: int, head_dim: int) -> None:
     case = paged_case([19, 8, 3], head_dim=head_dim)
     q = queries(3, num_heads, head_dim)

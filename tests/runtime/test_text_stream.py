@@ -28,6 +28,14 @@ def test_a_stop_string_across_tokens_is_never_shown() -> None:
     assert stream.finish() == ""
 
 
+def test_stop_strings_do_not_match_within_the_minimum() -> None:
+    tokens = tokenizer().encode("a.b.c.")
+    stream = TextStream(tokenizer(), (".",), min_tokens=len(tokenizer().encode("a.b")))
+    pieces = [stream.push(token) for token in tokens]
+    assert "".join(text for text, _ in pieces) == "a.b"
+    assert [match for _, match in pieces].count(None) == len(tokenizer().encode("a.b"))
+
+
 def test_finish_releases_a_stop_string_that_never_came() -> None:
     stream = TextStream(tokenizer(), ("is 97",))
     shown = "".join(stream.push(token)[0] for token in tokenizer().encode("It is 9"))

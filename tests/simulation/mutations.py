@@ -6,7 +6,7 @@ A mutation patches one method. It is undone by the test's monkeypatch.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pytest import MonkeyPatch
+import pytest
 
 from actors.decode import DecodePhase, Lease
 from actors.gateway import GatewayActor
@@ -19,7 +19,7 @@ from actors.worker import WorkerActor
 from runtime.pages import PagePool
 
 
-def pages_freed_without_quarantine(patch: MonkeyPatch) -> None:
+def pages_freed_without_quarantine(patch: pytest.MonkeyPatch) -> None:
     """A page is free as soon as its last owner lets it go."""
     release = PagePool.release
 
@@ -29,23 +29,23 @@ def pages_freed_without_quarantine(patch: MonkeyPatch) -> None:
     patch.setattr(PagePool, "release", mutant)
 
 
-def quarantine_ends_a_turn_early(patch: MonkeyPatch) -> None:
+def quarantine_ends_a_turn_early(patch: pytest.MonkeyPatch) -> None:
     """Pages are retired with the step before the one that names them."""
     retire = PagePool.retire
     patch.setattr(PagePool, "retire", lambda self, fence: retire(self, fence + 1))
 
 
-def decode_starts_before_coverage(patch: MonkeyPatch) -> None:
+def decode_starts_before_coverage(patch: pytest.MonkeyPatch) -> None:
     """A sequence begins once prefill is done with it, wherever its KV is."""
     patch.setattr(Lease, "complete", lambda self: True)
 
 
-def chunk_counts_before_it_arrives(patch: MonkeyPatch) -> None:
+def chunk_counts_before_it_arrives(patch: pytest.MonkeyPatch) -> None:
     """Coverage is complete with the last chunk, although an earlier one may be on its way."""
     patch.setattr(Lease, "complete", lambda self: any(end == self.reserve.num_tokens for _, end in self.covered))
 
 
-def ledger_accepts_stale_attempts(patch: MonkeyPatch) -> None:
+def ledger_accepts_stale_attempts(patch: pytest.MonkeyPatch) -> None:
     """Tokens of a given-up attempt are taken."""
     accept = ChoiceRecord.accept
 
@@ -56,7 +56,7 @@ def ledger_accepts_stale_attempts(patch: MonkeyPatch) -> None:
     patch.setattr(ChoiceRecord, "accept", mutant)
 
 
-def ledger_fills_gaps_out_of_order(patch: MonkeyPatch) -> None:
+def ledger_fills_gaps_out_of_order(patch: pytest.MonkeyPatch) -> None:
     """A token ahead of a gap is delivered at once."""
     accept = ChoiceRecord.accept
 
@@ -67,7 +67,7 @@ def ledger_fills_gaps_out_of_order(patch: MonkeyPatch) -> None:
     patch.setattr(ChoiceRecord, "accept", mutant)
 
 
-def credit_lost_when_acknowledged(patch: MonkeyPatch) -> None:
+def credit_lost_when_acknowledged(patch: pytest.MonkeyPatch) -> None:
     """A staged chunk is forgotten, but its credit is not given back."""
 
     def mutant(self: PrefillPhase, key: Key, sequence: int) -> int | None:
@@ -77,7 +77,7 @@ def credit_lost_when_acknowledged(patch: MonkeyPatch) -> None:
     patch.setattr(PrefillPhase, "unstage", mutant)
 
 
-def cancel_forgets_leases(patch: MonkeyPatch) -> None:
+def cancel_forgets_leases(patch: pytest.MonkeyPatch) -> None:
     """A cancel ends running sequences alone."""
     cancel = DecodePhase.cancel
 
@@ -92,12 +92,12 @@ def cancel_forgets_leases(patch: MonkeyPatch) -> None:
     patch.setattr(DecodePhase, "cancel", mutant)
 
 
-def tombstones_are_ignored(patch: MonkeyPatch) -> None:
+def tombstones_are_ignored(patch: pytest.MonkeyPatch) -> None:
     """A start that comes after its cancel is obeyed."""
     patch.setattr(Tombstones, "alive", lambda self, key, choices: choices)
 
 
-def second_terminal_record(patch: MonkeyPatch) -> None:
+def second_terminal_record(patch: pytest.MonkeyPatch) -> None:
     """A complete request is told so twice."""
     complete = GatewayActor._complete
 
@@ -109,17 +109,17 @@ def second_terminal_record(patch: MonkeyPatch) -> None:
     patch.setattr(GatewayActor, "_complete", mutant)
 
 
-def stop_string_does_not_abort(patch: MonkeyPatch) -> None:
+def stop_string_does_not_abort(patch: pytest.MonkeyPatch) -> None:
     """A choice that a stop string ended goes on decoding, and its sequence is not taken back."""
     patch.setattr(GatewayActor, "_abort_group", lambda self, ctx, record, key, choices: None)
 
 
-def grant_kept_after_release(patch: MonkeyPatch) -> None:
+def grant_kept_after_release(patch: pytest.MonkeyPatch) -> None:
     """The scheduler never hears that a group has ended."""
     patch.setattr(SchedulerActor, "_end", lambda self, ctx, key, choices: None)
 
 
-def tail_page_shared_by_choices(patch: MonkeyPatch) -> None:
+def tail_page_shared_by_choices(patch: pytest.MonkeyPatch) -> None:
     """A mixed worker's choices get no copies of the prompt's last page."""
     plan_moves = WorkerActor._plan_moves
 
@@ -130,7 +130,7 @@ def tail_page_shared_by_choices(patch: MonkeyPatch) -> None:
     patch.setattr(WorkerActor, "_plan_moves", mutant)
 
 
-def row_freed_before_its_step(patch: MonkeyPatch) -> None:
+def row_freed_before_its_step(patch: pytest.MonkeyPatch) -> None:
     """A sequence's row is given away twice."""
     end = DecodePhase.end
 
@@ -141,7 +141,7 @@ def row_freed_before_its_step(patch: MonkeyPatch) -> None:
     patch.setattr(DecodePhase, "end", mutant)
 
 
-def older_prefill_blocks_younger_holders(patch: MonkeyPatch) -> None:
+def older_prefill_blocks_younger_holders(patch: pytest.MonkeyPatch) -> None:
     """A job that waits for pages lets nobody behind it go on, also those that hold the pages."""
     plan = PrefillPhase.plan
 
@@ -161,7 +161,7 @@ def older_prefill_blocks_younger_holders(patch: MonkeyPatch) -> None:
     patch.setattr(PrefillPhase, "plan", mutant)
 
 
-MUTATIONS: tuple[Callable[[MonkeyPatch], None], ...] = (
+MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     pages_freed_without_quarantine,
     quarantine_ends_a_turn_early,
     decode_starts_before_coverage,
