@@ -42,6 +42,9 @@ from actors.messages import (
 TextStreamFactory = Callable[[tuple[str, ...], int], TextStream]
 """Makes the text stream of one choice from the request's stop strings and its `min_tokens`."""
 
+STRAY_TIMEOUT_S = 600.0
+"""By then nothing of an attempt that a worker gave up is still under way."""
+
 
 class GatewayActor:
     """See the module. `max_requests` bounds the ledger, and with it every message that can be under way."""
@@ -215,19 +218,15 @@ class GatewayActor:
     # --- setbacks
 
     def _preempted(self, ctx: Context, message: Preempted) -> None:
-        """Starts a new attempt for each choice that was given up and is still wanted."""
+        """Ends the attempt everywhere, then starts a new one for each choice that is still wanted."""
+        deadline = ctx.now() + STRAY_TIMEOUT_S
+        ctx.post(SCHEDULER, AbortGroup(key=message.key, choices=message.choices, deadline=deadline))
         record = self.ledger.requests.get(message.key.request)
-        if record is None:
-            return
-        lost = [
-            record.choices[index]
-            for index in message.choices
-            if record.choices[index].group == message.key and record.choices[index].finish is None
-        ]
-        if lost:
-            self._abort_group(ctx, record, message.key, tuple(choice.choice for choice in lost))
-        for choice in lost:
-            self._admit(ctx, record, choice.raise_attempt(), (choice.choice,))
+        for index in message.choices if record is not None else ():
+            assert record is not None
+            choice = record.choices[index]
+            if choice.group == message.key and choice.finish is None:
+                self._admit(ctx, record, choice.raise_attempt(), (index,))
             if record.submit.request not in self.ledger.requests:
                 return
 

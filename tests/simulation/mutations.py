@@ -15,7 +15,8 @@ from actors.messages import Key, SampledToken
 from actors.prefill import PrefillPhase
 from actors.scheduler import SchedulerActor
 from actors.tombstones import Tombstones
-from actors.worker import WorkerActor
+from actors.turn import Turn, enqueue
+from runtime.engine import Engine, KvChunk
 from runtime.pages import PagePool
 
 
@@ -121,13 +122,12 @@ def grant_kept_after_release(patch: pytest.MonkeyPatch) -> None:
 
 def tail_page_shared_by_choices(patch: pytest.MonkeyPatch) -> None:
     """A mixed worker's choices get no copies of the prompt's last page."""
-    plan_moves = WorkerActor._plan_moves
 
-    def mutant(self: WorkerActor, turn: Any, chunk: Any) -> None:
-        plan_moves(self, turn, chunk)
+    def mutant(engine: Engine, turn: Turn, arrived: list[KvChunk]) -> Any:
         turn.copies.clear()
+        return enqueue(engine, turn, arrived)
 
-    patch.setattr(WorkerActor, "_plan_moves", mutant)
+    patch.setattr("actors.worker.enqueue", mutant)
 
 
 def row_freed_before_its_step(patch: pytest.MonkeyPatch) -> None:
