@@ -38,12 +38,16 @@ from actors.messages import (
     WorkerDown,
     WorkerUp,
 )
+from actors.tombstones import Tombstones
 
 TextStreamFactory = Callable[[tuple[str, ...], int], TextStream]
 """Makes the text stream of one choice from the request's stop strings and its `min_tokens`."""
 
 STRAY_TIMEOUT_S = 600.0
 """By then nothing of an attempt that a worker gave up is still under way."""
+
+OVERTAKEN_S = 10.0
+"""By then a `Submit` that its own `Disconnect` has overtaken has arrived."""
 
 
 class GatewayActor:
@@ -57,6 +61,7 @@ class GatewayActor:
         self._drain_to: list[Address] = []
         self._draining = False
         self._down: set[str] = set()
+        self._gone = Tombstones()
 
     async def run(self, ctx: Context) -> None:
         """Handles messages and deadlines until cancelled."""
@@ -84,7 +89,7 @@ class GatewayActor:
             case Refused():
                 self._refused(ctx, message)
             case Disconnect():
-                self._abort(ctx, message.request)
+                self._disconnect(ctx, message.request)
             case Drain():
                 self._draining = True
                 self._drain_to.append(message.reply_to)
@@ -97,7 +102,15 @@ class GatewayActor:
 
     # --- a request comes and goes
 
+    def _disconnect(self, ctx: Context, request: str) -> None:
+        """Aborts the request; cancels overtake work in an inbox, so its `Submit` may be yet to come."""
+        if request not in self.ledger.requests:
+            self._gone.bury(_whole(request), (0,), ctx.now() + OVERTAKEN_S, ctx.now())
+        self._abort(ctx, request)
+
     def _submit(self, ctx: Context, submit: Submit) -> None:
+        if not self._gone.alive(_whole(submit.request), (0,)):
+            return
         refusal = self._refusal()
         if refusal is not None:
             ctx.post(submit.client, Failed(request=submit.request, error=refusal))
@@ -271,3 +284,8 @@ class GatewayActor:
         return Status(
             running=len(self.ledger.requests), draining=self._draining, workers_down=tuple(sorted(self._down))
         )
+
+
+def _whole(request: str) -> Key:
+    """Stands for all of a request."""
+    return Key(request, 0, 0)

@@ -34,7 +34,8 @@ class Inbox:
     async def put_when_room(self, message: Message) -> None:
         """Waits for room."""
         while not self.mailbox.has_room(message):
-            self._taken = anyio.Event()
+            if self._taken.is_set():
+                self._taken = anyio.Event()  # one event for all who wait, or the earlier ones would never wake
             await self._taken.wait()
         self.put(message)
 

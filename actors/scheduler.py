@@ -34,6 +34,7 @@ from actors.messages import (
     WorkerUp,
 )
 from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, need, never_fits
+from actors.tombstones import Tombstones
 
 
 class Grant:
@@ -56,6 +57,7 @@ class SchedulerActor:
         self.grants: dict[Key, Grant] = {}
         self.workers: dict[Address, WorkerView] = {}
         self._lost: set[Address] = set()
+        self._tombstones = Tombstones()
         self._rate = DrainRate()
 
     async def run(self, ctx: Context) -> None:
@@ -94,6 +96,8 @@ class SchedulerActor:
         return max(1, min(remaining, self._decode_reserve_tokens))
 
     def _admit(self, ctx: Context, admit: Admit) -> None:
+        if not self._tombstones.alive(admit.key, admit.choices):
+            return  # its abort came first: cancels overtake work in an inbox
         if self._refuse_too_large(ctx, admit):
             return
         if admit.key.attempt == 1 and len(self.queue) >= self._max_queued:
@@ -230,6 +234,7 @@ class SchedulerActor:
                 return
         grant = self.grants.get(message.key)
         if grant is None:
+            self._tombstones.bury(message.key, message.choices, message.deadline, ctx.now())
             return
         whole = grant.open <= set(message.choices)
         cancel = Cancel(key=message.key, choices=message.choices, deadline=message.deadline, whole=whole)

@@ -7,7 +7,6 @@ split into one virtual device per device of the topology.
 
 import os
 import re
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +41,6 @@ def choose_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
         _split_cpu(topology.num_devices if topology is not None else 2)
     if not wanted:
         os.environ["JAX_PLATFORMS"] = _JAX_PLATFORMS[platform]
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     return platform
 
 
@@ -101,7 +98,6 @@ def _split_cpu(num_devices: int) -> None:
         return
     if num_devices > MAX_VIRTUAL_DEVICES:
         raise UsageError(
-            f"--topology: needs {num_devices} devices; "
-            f"allowed: at most {MAX_VIRTUAL_DEVICES} virtual ones on a CPU"
+            f"--topology: needs {num_devices} devices; allowed: at most {MAX_VIRTUAL_DEVICES} virtual ones on a CPU"
         )
     os.environ["XLA_FLAGS"] = f"{flags} {_COUNT_FLAG}={num_devices}".strip()

@@ -1,10 +1,10 @@
 """Every error that crosses a module boundary.
 
-    RuntimeFault
-    ├── UsageError          a bad flag, folder or checkpoint: one line and exit code 2 on the command line
-    │   └── CheckpointError   missing, unexpected or misshapen weights, listed together
-    ├── RequestError        a request that cannot be served as asked: a 4xx that names the field
-    └── OutOfPages          the page pool cannot give what was asked; the caller queues or preempts
+RuntimeFault
+├── UsageError          a bad flag, folder or checkpoint: one line and exit code 2 on the command line
+│   └── CheckpointError   missing, unexpected or misshapen weights, listed together
+├── RequestError        a request that cannot be served as asked: a 4xx that names the field
+└── OutOfPages          the page pool cannot give what was asked; the caller queues or preempts
 """
 
 
@@ -26,9 +26,7 @@ class RequestError(RuntimeFault):
     `param` names the offending field as the client spells it, or is None when no single field is to blame.
     """
 
-    def __init__(
-        self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param

@@ -98,9 +98,7 @@ _NO_TP = "tensor parallel slices are not available yet; allowed: 1 device per sl
 def check_chunk(chunk_tokens: int, page_size: int) -> None:
     """A prefill chunk ends on a page boundary, so that only whole pages travel before the last chunk."""
     if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
-        raise UsageError(
-            f"--page-size {page_size}: allowed: a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
-        )
+        raise UsageError(f"--page-size {page_size}: allowed: a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
     if chunk_tokens < page_size or chunk_tokens % page_size:
         raise UsageError(
             f"--chunked-prefill-size {chunk_tokens} with --page-size {page_size}: "

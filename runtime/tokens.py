@@ -58,9 +58,7 @@ class Tokenizer:
             return cls(PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
         except Exception as error:  # the tokenizers library raises bare Exception for a broken file
             reason = " ".join(str(error).split())[:200]
-            raise UsageError(
-                f"{folder}: cannot load the tokenizer: {reason or type(error).__name__}"
-            ) from error
+            raise UsageError(f"{folder}: cannot load the tokenizer: {reason or type(error).__name__}") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Tokens of `text`. A rendered chat brings its own special tokens; a plain prompt asks for them."""

@@ -25,7 +25,7 @@ _WORDS: tuple[dict[str, str], ...] = (
     {"+": "plus", "-": "minus", "*": "multiplied by", "/": "over"},
 )
 _VERBS: dict[str, tuple[str, ...]] = {
-    "+": ("add {a} and {b}", "add {a} to {b}", "add {b} to {a}", "sum {a} and {b}", "add {a} + {b}"),
+    "+": ("add {a} and {b}", "add {a} to {b}", "sum {a} and {b}", "add {a} + {b}"),
     "-": ("subtract {b} from {a}", "take {b} away from {a}", "take {b} from {a}"),
     "*": ("multiply {a} by {b}", "multiply {a} and {b}"),
     "/": ("divide {a} by {b}",),

@@ -109,13 +109,13 @@ def _level_2(rng: random.Random) -> Operation | None:
 
 
 def _level_3(rng: random.Random) -> Operation | None:
-    """Three-digit + and - (the other number up to three digits), and two digits times one digit."""
+    """Three-digit + and - (the other number up to three digits, no negative result), two digits times one."""
     kind = rng.choice("+-*")
     if kind == "*":
         return Operation("*", *_swap(rng, _two_digits(rng), rng.randint(2, 9)))
     long = rng.randint(100, 999)
     other = rng.randint(100, 999) if rng.random() < 0.75 else rng.randint(1, 99)
-    return Operation("+", *_swap(rng, long, other)) if kind == "+" else _difference(rng, long, other)
+    return Operation("+", *_swap(rng, long, other)) if kind == "+" else _difference(rng, long, other, 0.0)
 
 
 def _level_4(rng: random.Random) -> Operation | None:

@@ -61,7 +61,8 @@ class Phase:
 
 PHASES = (
     Phase(steps=1500, warm_up=100, rate=1.0, decay=4000, rounded_from=1501),
-    Phase(steps=1500, warm_up=50, rate=0.7, decay=1500, rounded_from=1400),
+    Phase(steps=500, warm_up=50, rate=0.7, decay=1500, rounded_from=501),
+    Phase(steps=900, warm_up=30, rate=0.55, decay=900, rounded_from=841),
 )
 
 
@@ -130,10 +131,10 @@ def _prefetch(packer: RowPacker, steps: int, ahead: int = 8) -> queue.Queue[Rows
     return batches
 
 
-def train(out: Path, seed: int = SEED, start: Path | None = None) -> None:
+def train(out: Path, seed: int = SEED, start: Path | None = None, phases_done: int = 0) -> None:
     """Run the phases and write the checkpoint to ``out``, renewed as the run goes on.
 
-    ``start`` is a checkpoint of the first phase's end; only the phases after it are run then.
+    ``start`` is a checkpoint from the end of phase ``phases_done``; only the phases after it are run then.
     """
     if start is None:
         shape = Shape()
@@ -145,7 +146,7 @@ def train(out: Path, seed: int = SEED, start: Path | None = None) -> None:
     vocabulary = tokenizer.get_vocab()
     eos_ids = [vocabulary[TURN_END], vocabulary[END_OF_TEXT]]
     for index, phase in enumerate(PHASES):
-        if index == 0 and start is not None:
+        if index < phases_done:
             continue
         batches = _prefetch(RowPacker(tokenizer, seed + index, ROWS), phase.steps)
         for step, current in _run_phase(phase, params, shape, batches):
@@ -187,11 +188,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--start", type=Path, help="go on from this checkpoint of the first phase's end")
+    parser.add_argument("--start", type=Path, help="go on from the checkpoint of an earlier phase")
+    parser.add_argument("--phases-done", type=int, default=0, help="how many phases that checkpoint has had")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    train(arguments.out, arguments.seed, arguments.start)
+    train(arguments.out, arguments.seed, arguments.start, arguments.phases_done)
 
 
 if __name__ == "__main__":

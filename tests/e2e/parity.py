@@ -37,8 +37,11 @@ class Answer(msgspec.Struct):
     logprobs: list[float]
 
 
-class _NoText:
+class NoText:
     """Text is not compared here: it is derived from tokens."""
+
+    def __init__(self, stop: tuple[str, ...], min_tokens: int) -> None:
+        pass
 
     def push(self, token: int) -> tuple[str, str | None]:
         return "", None
@@ -77,9 +80,8 @@ async def _answers(engines: dict[str, JaxEngine], topology: str, requests: list[
     mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()})
     options = SystemOptions(max_queued=len(requests), decode_reserve_tokens=16)
     results: dict[str, Answer] = {}
-    make_text = lambda stop, min_tokens: _NoText()  # noqa: E731
     async with (
-        running_system(engines, parse_topology(topology), mover, make_text, options) as system,
+        running_system(engines, parse_topology(topology), mover, NoText, options) as system,
         asyncio.TaskGroup() as group,
     ):
 

@@ -6,7 +6,7 @@ inbox is taken when the message is sent, as on a memory stream, so the bounds ar
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from tests.simulation.loop import Loop, SimulationError, Task, Waiter
 from tests.simulation.trace import Trace
 
 T = TypeVar("T")
-Body = Callable[["SimContext"], Coroutine[Any, Any, None]]
+Body = Callable[["SimContext"], Awaitable[None]]
 
 _ENCODER = msgspec.msgpack.Encoder()
 _UNIONS: dict[str, Any] = {
@@ -141,7 +141,7 @@ class Carrier:
 
     def __init__(self, seed: int, live_trace: bool = False) -> None:
         self.seed = seed
-        self.loop = Loop(seed)
+        self.loop = Loop(seed, Random(f"jitter {seed}").choice((0.0, 0.02, 0.2)))
         self.trace = Trace(live=live_trace)
         self.arrays = ArrayTable()
         self.inboxes: dict[Address, Inbox] = {}
@@ -163,7 +163,7 @@ class Carrier:
         self._starts[address] += 1
         self._scopes[address] = []
         context = SimContext(self, address, Random(f"{address} {self._starts[address]} {self.seed}"))
-        self.start_task(address, str(address), body(context), main=True)
+        self.start_task(address, str(address), _live(body, context), main=True)
 
     def start_task(self, address: Address, name: str, coro: Coroutine[Any, Any, None], main: bool = False) -> None:
         """A task in the actor's scope. Its error ends the actor; so does the end of its main task."""
@@ -319,6 +319,10 @@ class SimContext:
 
     def spawn(self, name: str, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._carrier.start_task(self._address, f"{self._address}:{name}", body())
+
+
+async def _live(body: Body, context: "SimContext") -> None:
+    await body(context)
 
 
 def _wake(waiters: list[Waiter]) -> None:

@@ -98,7 +98,7 @@ class Timer:
 class Loop:
     """Ready tasks, timers and the clock. `jitter` is the chance that a woken task runs only a while later."""
 
-    def __init__(self, seed: int, jitter: float = 0.02) -> None:
+    def __init__(self, seed: int, jitter: float) -> None:
         self.random = Random(f"loop {seed}")
         self.now = 0.0
         self.steps = 0

@@ -102,7 +102,7 @@ def test_a_lane_runs_calls_in_order_and_reports_errors_and_lateness() -> None:
             await ctx.run_engine("slice", lambda: calls.append("late"), 1e-6)
         with pytest.raises(EngineFailure, match="ValueError: no"):
             await ctx.run_engine("slice", fail, 10.0)
-        assert await ctx.run_engine("slice", lambda: calls.append("on time") or 7, 10.0) == 7
+        await ctx.run_engine("slice", lambda: calls.append("on time"), 10.0)
 
     run(1, a=drive)
     assert calls == ["late", "on time"]

@@ -8,12 +8,26 @@ nobody wants any more ends at once instead of running to its natural end.
 
 from collections.abc import Callable
 
-from actors.messages import Address, Admit, Completed, Delta, Disconnect, Failed, Message, TokensSampled
+from actors.messages import (
+    Address,
+    Admit,
+    Completed,
+    Delta,
+    Disconnect,
+    Failed,
+    Message,
+    Reserve,
+    StartPrefill,
+    TokensSampled,
+)
 
 Choice = tuple[str, int]
 
-_ABORT_S = 0.8
-"""Longest way of an abort through the slowest links, and the steps in flight when it arrives."""
+_PLACED_S = 0.35
+"""Longest way of an abort to the scheduler through the slowest links."""
+
+_SAMPLED_S = 0.8
+"""Longest way of an abort to the workers, and the steps in flight when it arrives."""
 
 
 class AttemptWatch:
@@ -34,11 +48,14 @@ class AttemptWatch:
             case Admit():
                 for choice in message.choices:
                     self._admitted((message.key.request, choice), message)
+            case Reserve() | StartPrefill():
+                for choice in message.choices:
+                    self._check_wanted((message.key.request, choice), _PLACED_S)
             case TokensSampled():
                 for token in message.tokens:
-                    choice = (token.key.request, token.key.choice)
-                    self._sampled.add((choice, token.key.attempt, token.index))
-                    self._check_wanted(choice)
+                    whose = (token.key.request, token.key.choice)
+                    self._sampled.add((whose, token.key.attempt, token.index))
+                    self._check_wanted(whose, _SAMPLED_S)
             case Disconnect():
                 self._left[message.request] = self._now()
             case Delta():
@@ -65,6 +82,6 @@ class AttemptWatch:
         if isinstance(delta.stop_match, str):
             self._unwanted[choice] = self._now()
 
-    def _check_wanted(self, choice: Choice) -> None:
+    def _check_wanted(self, choice: Choice, within_s: float) -> None:
         ended = min(self._unwanted.get(choice, float("inf")), self._left.get(choice[0], float("inf")))
-        assert self._now() <= ended + _ABORT_S, f"{choice} is still sampled, {self._now() - ended:.2f} s after its end"
+        assert self._now() <= ended + within_s, f"{choice} is still served {self._now() - ended:.2f} s after its end"

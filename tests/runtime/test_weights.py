@@ -1,0 +1,177 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from runtime.errors import CheckpointError, UsageError
+from runtime.model_config import load_model_config
+from runtime.models.parameters import Params, abstract_params, checkpoint_names
+from runtime.safetensors_files import read_header
+from runtime.weights import bench_params, load_weights, place
+from tests.checkpoints import random_tensors, write_checkpoint, write_safetensors, write_weights
+
+
+def load(folder: Path, dtype: str = "float32", **options: Any) -> Params:
+    return load_weights(folder, load_model_config(folder), dtype, **options)
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return random_tensors(json.loads((folder / "config.json").read_text()), 0)
+
+
+def by_name(params: Params) -> dict[str, jax.Array]:
+    return dict(zip(jax.tree.leaves(checkpoint_names(params)), jax.tree.leaves(params), strict=True))
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_tensor_arrives_under_its_name(tmp_path: Path, num_shards: int, tied: bool) -> None:
+    folder = write_checkpoint(tmp_path, num_shards=num_shards, tie_word_embeddings=tied)
+    loaded, want = by_name(load(folder)), tensors_of(folder)
+    assert loaded.keys() == want.keys()
+    for name, tensor in want.items():
+        np.testing.assert_array_equal(loaded[name], tensor)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_cast_to_the_type_asked_for(tmp_path: Path, stored: str, dtype: str) -> None:
+    folder = write_checkpoint(tmp_path, dtype=stored)
+    loaded = by_name(load(folder, dtype))["model.layers.1.mlp.down_proj.weight"]
+    want = jnp.asarray(tensors_of(folder)["model.layers.1.mlp.down_proj.weight"], stored).astype(dtype)
+    assert loaded.dtype == dtype
+    np.testing.assert_array_equal(loaded, want)
+
+
+def test_the_tree_is_described_without_being_made(tmp_path: Path) -> None:
+    config = load_model_config(write_checkpoint(tmp_path))
+    leaves = jax.tree.leaves(abstract_params(config, "bfloat16"))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == jnp.bfloat16 for leaf in leaves)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(bench_params(config, "bfloat16"))]
+    assert shapes == [leaf.shape for leaf in leaves]
+
+
+def test_progress_counts_the_bytes_of_the_file(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, dtype="bfloat16")
+    calls: list[tuple[int, int]] = []
+    load(folder, progress=lambda done, total: calls.append((done, total)))
+    total = sum(2 * tensor.size for tensor in tensors_of(folder).values())
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1] == (total, total)
+    assert {total for _, total in calls} == {total}
+
+
+def test_weights_go_where_they_are_sent_and_do_not_alias_the_file(tmp_path: Path) -> None:
+    first, second = jax.devices()[:2]
+    folder = write_checkpoint(tmp_path)
+    params = load(folder, target=first)
+    elsewhere = place(params, second)
+    (folder / "model.safetensors").write_bytes(b"")
+    for device, tree in ((first, params), (second, elsewhere)):
+        assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(tree))
+        np.testing.assert_array_equal(tree["norm"]["weight"], tensors_of(folder)["model.norm.weight"])
+
+
+def test_missing_unexpected_and_misshapen_are_listed_together(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    tensors = tensors_of(folder)
+    del tensors["model.norm.weight"], tensors["model.layers.0.self_attn.q_proj.bias"]
+    tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((3, 3), np.float32)
+    tensors["lm_head.weight"] = np.zeros((5, 64), np.float32)
+    write_weights(folder, tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    text = str(caught.value)
+    assert "missing: model.layers.0.self_attn.q_proj.bias, model.norm.weight" in text
+    assert "unexpected: model.layers.2.mlp.up_proj.weight" in text
+    assert "misshapen: lm_head.weight [5, 64] instead of [272, 64]" in text
+    assert "\n" not in text
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, num_layers=3)
+    write_weights(folder, {"model.norm.weight": np.ones(64, np.float32)})
+    with pytest.raises(CheckpointError, match=r"missing: .* and 18 more$"):
+        load(folder)
+
+
+def test_known_buffers_and_a_spare_tied_head_are_ignored(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, tie_word_embeddings=True)
+    extra = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(16, np.float32),
+        "lm_head.weight": np.ones((1, 1), np.float32),
+    }
+    write_weights(folder, tensors_of(folder) | extra)
+    assert "lm_head" not in load(folder)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, num_shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00003\.safetensors, which model\.saf"):
+        load(folder)
+
+
+def test_a_shard_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", num_shards=2)
+    write_safetensors(tmp_path / "other.safetensors", {})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../other.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"lacks \.\./other\.safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}])
+def test_an_index_without_a_map(tmp_path: Path, index: dict[str, Any]) -> None:
+    folder = write_checkpoint(tmp_path, num_shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="weight_map must map"):
+        load(folder)
+
+
+def test_no_weights_at_all(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    config = load_model_config(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor model\.safetensors\.index"):
+        load_weights(folder, config, "float32")
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        load_weights(folder / "nowhere", config, "float32")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused_before_anything_is_read(tmp_path: Path, kept: int) -> None:
+    folder = write_checkpoint(tmp_path)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"not json", "its header is not JSON"),
+        (b"[1, 2]", "its header is not a JSON object"),
+        (b'{"a": {"dtype": "F32", "shape": [2]}}', "entry for a is malformed"),
+        (b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "entry for a is malformed"),
+        (b'{"a": {"dtype": "I8", "shape": [8], "data_offsets": [0, 8]}}', "a is stored as I8; supported: F32"),
+        (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "12 bytes, but its byte range has 8"),
+    ],
+)
+def test_a_malformed_header(tmp_path: Path, header: bytes, message: str) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
+    with pytest.raises(CheckpointError, match=message):
+        read_header(file)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="is not a safetensors file: its header claims"):
+        read_header(file)
