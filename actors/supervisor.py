@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from actors.context import Actor, Context, EngineFailure, EngineTimeout
-from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, KvChunkReady, WorkerDown
+from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, ChunkAcked, KvChunkReady, WorkerDown
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,9 @@ class WorkerSupervisor:
                 ctx.post(address, down)
 
     def _empty_inbox(self, ctx: Context) -> None:
+        """Drops what belonged to dead attempts; chunks that came too late still give their credit back."""
         while (message := ctx.receive_nowait()) is not None:
             if isinstance(message, KvChunkReady):
                 ctx.arrays.drop(message.handle)
+                acked = ChunkAcked(key=message.key, sequence=message.sequence, worker=ctx.address)
+                ctx.post(message.sender, acked)

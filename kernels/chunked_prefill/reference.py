@@ -15,7 +15,7 @@ from kernels.kv_pool import SENTINEL_PAGE, from_storage, take_pages
 from kernels.softmax import MASKED, cap, normalized, product
 
 MAX_QUERY_BLOCK = 128
-CONTEXT_BLOCK_TOKENS = 512
+CONTEXT_BLOCK_TOKENS = 256
 
 
 class QueryBlocks(NamedTuple):

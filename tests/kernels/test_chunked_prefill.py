@@ -100,6 +100,17 @@ def test_nothing_leaks_from_padding_or_between_sequences() -> None:
     assert not out[15:].any()
 
 
+@pytest.mark.parametrize("storage", ["float32", "uint16", "bfloat16"])
+def test_scratch_memory_does_not_follow_the_pool_or_the_table(storage: str) -> None:
+    pool = jax.ShapeDtypeStruct((4096, 2, 2, 16, 64), jnp.dtype(storage))
+    q = jax.ShapeDtypeStruct((96, 4, 64), jnp.float32 if storage == "float32" else jnp.bfloat16)
+    table, lens = jax.ShapeDtypeStruct((4, 8192), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    cu_q_lens = jax.ShapeDtypeStruct((5,), jnp.int32)
+    step = jax.jit(lambda *args: chunked_prefill(*args, scale=1.0))
+    memory = step.lower(q, pool, table, cu_q_lens, lens).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 8 << 20  # the pool is 32 or 64 MiB
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -98,6 +98,16 @@ def test_all_rows_empty() -> None:
     assert not run(case, queries(2, 4, 32)).any()
 
 
+@pytest.mark.parametrize("storage", ["float32", "uint16", "bfloat16"])
+def test_scratch_memory_does_not_follow_the_pool_or_the_table(storage: str) -> None:
+    pool = jax.ShapeDtypeStruct((4096, 2, 2, 16, 64), jnp.dtype(storage))
+    q = jax.ShapeDtypeStruct((4, 4, 64), jnp.float32 if storage == "float32" else jnp.bfloat16)
+    table, lens = jax.ShapeDtypeStruct((4, 8192), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    step = jax.jit(lambda *args: paged_decode(*args, scale=1.0))
+    memory = step.lower(q, pool, table, lens).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 8 << 20  # the pool is 32 or 64 MiB
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,14 +11,14 @@ from tests.runtime.engines import Runner, assert_greedy, make_engine, prompt_of,
 
 
 class HostMover:
-    """The planted violation: a mover that goes through host memory."""
+    """The planted violation: a mover that goes through a numpy array."""
 
     def __init__(self, shardings: dict[str, NamedSharding]) -> None:
         self._shardings = shardings
 
     def move(self, chunk: KvChunk, target: str) -> KvChunk:
         assert isinstance(chunk, jax.Array)
-        return KvChunk(jax.device_put(np.asarray(chunk), self._shardings[target]))
+        return KvChunk(jax.device_put(jax.device_get(chunk), self._shardings[target]))
 
 
 @pytest.fixture

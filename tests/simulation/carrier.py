@@ -10,64 +10,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, TypeVar
 
-import msgspec
-
-from actors.context import ArrayTable, EngineFailure, EngineTimeout, MailboxFull, NoSuchInbox
-from actors.mailbox import Mailbox
-from actors.messages import (
-    Address,
-    AnyMessage,
-    ClientMessage,
-    GatewayMessage,
-    MailboxClass,
-    Message,
-    SchedulerMessage,
-    TransferMessage,
-    WorkerMessage,
-    mailbox_class,
-)
+from actors.context import ArrayTable, EngineFailure, EngineTimeout, NoSuchInbox
+from actors.messages import Address, MailboxClass, Message
+from tests.simulation.links import ENCODER, Inbox, Link, wake
 from tests.simulation.loop import Loop, SimulationError, Task, Waiter
 from tests.simulation.trace import Trace
 
 T = TypeVar("T")
 Body = Callable[["SimContext"], Awaitable[None]]
-
-_ENCODER = msgspec.msgpack.Encoder()
-_UNIONS: dict[str, Any] = {
-    "gateway": GatewayMessage, "scheduler": SchedulerMessage, "transfer": TransferMessage,
-    "client": ClientMessage, "prefill": WorkerMessage, "decode": WorkerMessage, "mixed": WorkerMessage,
-}  # fmt: skip
-_DECODERS = {name: msgspec.msgpack.Decoder(union) for name, union in _UNIONS.items()}
-_ANY_DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(AnyMessage)
-
-
-class Inbox:
-    """An address's mailbox, the messages on their way to it, and who waits for either side."""
-
-    def __init__(self, address: Address, capacity: Mapping[MailboxClass, int]) -> None:
-        self.address = address
-        self.capacity = capacity
-        self.mailbox = Mailbox(capacity)
-        self.decoder = _DECODERS.get(address.split(".")[0].split("/")[0], _ANY_DECODER)
-        self.taken_room: Counter[MailboxClass] = Counter()
-        self.receivers: list[Waiter] = []
-        self.senders: list[Waiter] = []
-
-    def claim(self, message: Message) -> bool:
-        """Takes room for a message that is about to travel."""
-        kind = mailbox_class(message)
-        if self.taken_room[kind] >= self.capacity[kind]:
-            return False
-        self.taken_room[kind] += 1
-        return True
-
-    def take(self) -> Message | None:
-        """The next message; its room is free again."""
-        message = self.mailbox.take()
-        if message is not None:
-            self.taken_room[mailbox_class(message)] -= 1
-            _wake(self.senders)
-        return message
 
 
 class Lane:
@@ -123,19 +73,6 @@ class Lane:
         self._next()
 
 
-class Link:
-    """One direction between two actors: how slow it is at worst, and when its last message arrives."""
-
-    def __init__(self, random: Random) -> None:
-        self._random = random
-        self._max_delay_s = random.choice((0.0, 0.001, 0.01, 0.1))
-        self.last_arrival = 0.0
-
-    def draw_delay_s(self) -> float:
-        """Mostly short, now and then long."""
-        return self._random.random() ** 4 * self._max_delay_s
-
-
 class Carrier:
     """Owns inboxes, links, lanes and the actors' tasks. `on_death` hears of every actor that ends."""
 
@@ -184,7 +121,7 @@ class Carrier:
             self.loop.kill(task)
         inbox = self.inboxes.pop(address, None)
         if inbox is not None:
-            _wake(inbox.senders)
+            wake(inbox.senders)
 
     def is_running(self, address: Address) -> bool:
         """Whether the actor lives."""
@@ -198,7 +135,7 @@ class Carrier:
 
     def transmit(self, source: Address, inbox: Inbox, message: Message) -> None:
         """Puts a message for which room was claimed on its link."""
-        encoded = _ENCODER.encode(message)
+        encoded = ENCODER.encode(message)
         self.sent[type(message).__name__] += 1
         for observe in self.observers:
             observe(source, inbox.address, message)
@@ -222,7 +159,7 @@ class Carrier:
             return
         if not inbox.mailbox.put(message):
             raise SimulationError(f"{inbox.address} has no room for the {type(message).__name__} it promised room to")
-        _wake(inbox.receivers)
+        wake(inbox.receivers)
 
     def _raise_death(self, address: Address, error: BaseException | None) -> None:
         if error is not None or not address.startswith("client/"):
@@ -323,12 +260,3 @@ class SimContext:
 
 async def _live(body: Body, context: "SimContext") -> None:
     await body(context)
-
-
-def _wake(waiters: list[Waiter]) -> None:
-    for waiter in waiters:
-        waiter.resolve()
-    waiters.clear()
-
-
-__all__ = ["Carrier", "Inbox", "Lane", "MailboxFull", "SimContext"]

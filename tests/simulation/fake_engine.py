@@ -13,6 +13,10 @@ from tests.simulation.fake_pages import NO_PAGE, FakePages, KvViolation, PageRef
 from tests.simulation.fake_tokens import TokenRule, bag, fingerprint
 
 
+class DeviceError(Exception):
+    """A planted failure of the device."""
+
+
 class FakeChunk:
     """Gathered pages; `contents` is filled when the device gets there."""
 
@@ -56,7 +60,8 @@ class FakeEngine:
     """`runtime.engine.Engine` for the simulator.
 
     `later` is called with `catch_up` after each enqueued operation and may run it at any later moment.
-    `violations` keeps every KvViolation, also those that an actor survived.
+    `violations` keeps every KvViolation, also those that an actor survived. Steps whose numbers are in `failing_steps`
+    raise a DeviceError.
     """
 
     def __init__(self, name: str, spec: EngineSpec, later: Callable[[Callable[[], None]], None] | None = None) -> None:
@@ -64,6 +69,7 @@ class FakeEngine:
         self.pages = FakePages(name, spec)
         self.violations: list[KvViolation] = []
         self.num_steps = 0
+        self.failing_steps: set[int] = set()
         self._spec = spec
         self._later = later
         self._fence = 0
@@ -96,8 +102,11 @@ class FakeEngine:
         table = [(write.row, write.column, self._refs((write.page,))[0]) for write in step.table]
         segments = [(segment, self._refs(segment.pages)) for segment in step.prefill]
         sampled: list[Sampled] = []
+        fails = self.num_steps in self.failing_steps
 
         def run() -> None:
+            if fails:
+                raise DeviceError(self.name)
             for number, column, ref in table:
                 row = self._row(number)
                 row.table.extend([NO_PAGE] * (column + 1 - len(row.table)))
@@ -177,6 +186,8 @@ class FakeEngine:
         except KvViolation as violation:
             self.violations.append(violation)
             self._broken = violation
+        except DeviceError as error:
+            self._broken = error
 
     def _enqueue(self, work: Callable[[], None]) -> None:
         self._work.append(work)

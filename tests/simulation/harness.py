@@ -8,6 +8,9 @@ from tests.simulation.workload import Workload, draw_workload
 
 MAX_STEPS = 200_000
 MAX_TIME_S = 2000.0
+RESTART_S = 30.0
+"""By then every worker that failed has been started again."""
+
 _CHECK_EVERY = 8
 
 
@@ -57,6 +60,10 @@ def _run(system: SimSystem) -> Outcome:
 
     loop.on_step = check_step
     loop.run_until(system.clients_done, MAX_TIME_S, MAX_STEPS)
+    if system.workload.faulty:
+        settled_s = loop.now + RESTART_S
+        loop.after(RESTART_S, lambda: None)
+        loop.run_until(lambda: loop.now >= settled_s, MAX_TIME_S, MAX_STEPS)
     loop.run_until(loop.is_idle, MAX_TIME_S, MAX_STEPS)
     checks.check_pages(system.workers)
     for client in system.clients:

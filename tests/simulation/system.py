@@ -1,6 +1,7 @@
 """The whole server on the deterministic carrier: the same wiring as every other carrier, over fake engines."""
 
 from collections.abc import Callable
+from functools import partial
 
 from actors.gateway import GatewayActor
 from actors.messages import Address, Message, WorkerDown
@@ -32,7 +33,7 @@ class SimSystem:
             max_queued=workload.max_queued,
             max_choices=MAX_CHOICES,
             decode_reserve_tokens=workload.decode_reserve_tokens,
-            worker=WorkerOptions(staged_per_decode=workload.staged_per_decode),
+            worker=WorkerOptions(staged_per_decode=workload.staged_per_decode, step_timeout_s=workload.step_timeout_s),
         )
         specs = wire(self.engines, topology, FakeMover(self.engines), FakeText, options, self._make_pool)
         actors = {spec.address: spec.actor for spec in specs}
@@ -43,7 +44,14 @@ class SimSystem:
         self.transfers = [actor for actor in actors.values() if isinstance(actor, TransferActor)]
         self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
-        self.carrier.observers += [_fail_on_worker_down, AttemptWatch(lambda: self.carrier.loop.now).observe]
+        self.carrier.on_death = self._on_death
+        for name, steps in workload.failing_steps.items():
+            self.engines[name].failing_steps = set(steps)
+        for name, (begin_s, end_s) in workload.hangs.items():
+            lane = self.carrier.lane(name)
+            self.carrier.loop.after(begin_s, partial(lane.hold, True))
+            self.carrier.loop.after(end_s, partial(lane.hold, False))
+        self.carrier.observers += [self._check_deaths, AttemptWatch(lambda: self.carrier.loop.now).observe]
         self.carrier.observers += [client.observe for client in self.clients]
         for spec in specs:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)
@@ -52,8 +60,9 @@ class SimSystem:
 
     @property
     def workers(self) -> list[WorkerActor]:
-        """The workers that run."""
-        return [child.worker for child in self.supervisors if isinstance(child.worker, WorkerActor)]
+        """The workers that run, or will again."""
+        made = [child.worker for child in self.supervisors if isinstance(child.worker, WorkerActor)]
+        return [worker for worker in made if self.carrier.is_running(worker.address)]
 
     def clients_done(self) -> bool:
         """Whether every client has what it will get."""
@@ -74,7 +83,15 @@ class SimSystem:
         if random.random() < 0.3:
             self.carrier.loop.after(random.uniform(0.0, 0.05), catch_up)
 
+    def _on_death(self, address: Address, error: BaseException | None) -> None:
+        """Clients may end, and workers with planted failures may be given up."""
+        if error is not None or not (address.startswith("client/") or address in self.workload.faulty):
+            raise SimulationError(f"{address} ended with {error!r}") from error
 
-def _fail_on_worker_down(source: Address, target: Address, message: Message) -> None:
-    if isinstance(message, WorkerDown):
-        raise SimulationError(f"{message.worker} failed: {message.reason}")
+    def _check_deaths(self, source: Address, target: Address, message: Message) -> None:
+        """A worker dies of a planted failure or not at all."""
+        if isinstance(message, WorkerDown):
+            planted = "DeviceError" in message.reason or message.reason.startswith("EngineTimeout")
+            if planted and message.worker in self.workload.faulty:
+                return
+            raise SimulationError(f"{message.worker} failed: {message.reason}")

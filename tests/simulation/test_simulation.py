@@ -13,6 +13,7 @@ import pytest
 from actors.messages import Failed
 from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
+from runtime.topology import parse_topology
 from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice
 from tests.simulation.harness import SimulationFailure, run_seed, run_workload
 from tests.simulation.mutations import MUTATIONS
@@ -190,6 +191,55 @@ def test_a_slow_client_loses_its_stream_and_nobody_elses() -> None:
     outcome = run_workload(workload("prefill=1,decode=1", (slow, *(planned(f"r{n}", n) for n in range(3)))))
     assert outcome.completed == 3
     assert outcome.messages["AbortGroup"] == 1
+
+
+# --- failures of a slice
+
+
+def failing_slices() -> list[tuple[str, str]]:
+    topologies = ("prefill=1,decode=1", "prefill=2,decode=2", "mixed=2")
+    return [(topology, part.name) for topology in topologies for part in parse_topology(topology).slices]
+
+
+def traffic(gap_s: float) -> tuple[PlannedRequest, ...]:
+    return tuple(
+        planned(
+            f"r{n}",
+            n,
+            num_choices=1 + n % 3,
+            arrival_s=gap_s * n,
+            params=SamplingParams(seed=n, max_tokens=20, presence_penalty=0.5, logprobs=1),
+        )
+        for n in range(6)
+    )
+
+
+@pytest.mark.parametrize(("topology", "name"), failing_slices())
+@pytest.mark.parametrize("step", [1, 2, 5, 13])
+def test_a_device_error_shows_in_no_stream(topology: str, name: str, step: int) -> None:
+    for seed in range(3):
+        load = workload(topology, traffic(0.02), seed)
+        outcome = run_workload(msgspec.structs.replace(load, failing_steps={name: (step,)}))
+        assert outcome.completed == 6
+
+
+@pytest.mark.parametrize(("topology", "name"), failing_slices()[2:])
+def test_a_slice_that_is_given_up_leaves_its_requests_to_the_others(topology: str, name: str) -> None:
+    deaths = 0
+    for seed in range(4):
+        load = workload(topology, traffic(0.1), seed)
+        outcome = run_workload(msgspec.structs.replace(load, failing_steps={name: tuple(range(1, 1000, 2))}))
+        assert outcome.completed == 6
+        deaths += outcome.messages.get("WorkerDown", 0)
+    assert deaths > 0
+
+
+@pytest.mark.parametrize(("topology", "name"), failing_slices())
+def test_a_hang_shows_in_no_stream(topology: str, name: str) -> None:
+    load = workload(topology, traffic(0.02))
+    outcome = run_workload(msgspec.structs.replace(load, step_timeout_s=1.0, hangs={name: (0.07, 9.0)}))
+    assert outcome.completed == 6
+    assert outcome.messages["WorkerDown"] > 0
 
 
 # --- planted bugs

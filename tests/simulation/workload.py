@@ -39,7 +39,11 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: its system and its requests."""
+    """One run: its system and its requests.
+
+    `failing_steps` are the steps of each slice that a device error ends; `hangs` is when each slice's thread hangs and
+    when it comes back.
+    """
 
     seed: int
     topology: str
@@ -48,6 +52,14 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int = 64
     decode_reserve_tokens: int = 8
     staged_per_decode: int = 2
+    step_timeout_s: float = 600.0
+    failing_steps: dict[str, tuple[int, ...]] = {}
+    hangs: dict[str, tuple[float, float]] = {}
+
+    @property
+    def faulty(self) -> set[str]:
+        """Slices whose workers die."""
+        return {*self.failing_steps, *self.hangs}
 
 
 def draw_workload(seed: int) -> Workload:
