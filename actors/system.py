@@ -41,7 +41,8 @@ class System:
     def __init__(self, carrier: MemoryCarrier, specs: list[ActorSpec]) -> None:
         self.carrier = carrier
         self.specs = specs
-        self.failure: str | None = None
+        self.failure: ErrorInfo | None = None
+        self._failed = anyio.Event()
         self._calls = itertools.count()
 
     @property
@@ -92,13 +93,20 @@ class System:
             logger.exception("%s failed", spec.address)
             reason = "; ".join(str(error) for error in errors.exceptions)
         if not isinstance(spec.actor, WorkerSupervisor):
-            self.fail(f"{spec.address} failed: {reason}")
+            self.fail(ErrorInfo(status=500, message=f"{spec.address} failed: {reason}", code="internal_error"))
 
-    def fail(self, reason: str) -> None:
-        """Answers every client that waits: nothing will come any more."""
-        self.failure = reason
+    def fail(self, error: ErrorInfo) -> None:
+        """Answers every client that waits, and from now on each that comes: nothing will come any more."""
+        self.failure = error
+        self._failed.set()
         for address in [name for name in self.carrier.inboxes if name.startswith("client/")]:
-            self.carrier.post(address, _failed(address.removeprefix("client/"), reason))
+            self.carrier.post(address, Failed(request=address.removeprefix("client/"), error=error))
+
+    async def until_failure(self) -> ErrorInfo:
+        """Waits until the system cannot serve any more and says why."""
+        await self._failed.wait()
+        assert self.failure is not None
+        return self.failure
 
 
 class _Events:
@@ -124,7 +132,7 @@ class _Events:
     def _without_waiting(self) -> Failed | None:
         """The terminal event of a stream that gets none from the gateway."""
         if self._system.failure is not None:
-            return _failed(self._request, self._system.failure)
+            return Failed(request=self._request, error=self._system.failure)
         if self._inbox.mailbox.overflowed:
             message = "The client did not read its stream."
             return Failed(request=self._request, error=ErrorInfo(status=500, message=message, code="slow_client"))
@@ -142,10 +150,6 @@ def _submit(request: GenerateRequest, client: Address) -> Submit:
         queue_timeout_s=request.queue_timeout_s,
         progress_timeout_s=request.progress_timeout_s,
     )
-
-
-def _failed(request: str, reason: str) -> Failed:
-    return Failed(request=request, error=ErrorInfo(status=500, message=reason, code="internal_error"))
 
 
 @asynccontextmanager

@@ -41,9 +41,9 @@ def _prompts(prompt: str | list[str | int | list[int]] | None, model: ServedMode
         return [Prompt("prompt", ids)]
     if ids or len({type(item) for item in prompt}) > 1:
         raise RequestError("prompt: texts, token ids and lists of token ids cannot be mixed", param="prompt")
-    if len(prompt) > model.max_choices:
+    if len(prompt) > model.max_answers:
         raise RequestError(
-            f"prompt: at most {model.max_choices} prompts in one request, got {len(prompt)}", param="prompt"
+            f"prompt: at most {model.max_answers} prompts in one request, got {len(prompt)}", param="prompt"
         )
     return [_prompt(f"prompt[{index}]", item, model.tokenizer) for index, item in enumerate(prompt)]
 

@@ -117,9 +117,9 @@ def _refuse_unsupported(body: SamplingBody) -> None:
 
 def _choices(body: SamplingBody, num_prompts: int, model: ServedModel) -> int:
     n = whole_in_range("n", body.n, 1, model.max_choices, 1)
-    if n * num_prompts > model.max_choices:
+    if n * num_prompts > model.max_answers:
         raise RequestError(
-            f"n: {n} choices for {num_prompts} prompts are more than {model.max_choices} in one request",
+            f"n: {n} choices for {num_prompts} prompts are more than {model.max_answers} in one request",
             param="n",
         )
     best_of = getattr(body, "best_of", None)

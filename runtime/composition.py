@@ -13,6 +13,7 @@ from random import Random
 import msgspec
 from starlette.types import ASGIApp
 
+from actors.messages import ErrorInfo
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
 from api.app import create_app
@@ -38,10 +39,11 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A running server: its HTTP application, and how to drain it (False when time ran out)."""
+    """A running server: its HTTP application, how to drain it (False when time ran out), and a wait for its failure."""
 
     app: ASGIApp
     drain: Callable[[float], Awaitable[bool]]
+    until_failure: Callable[[], Awaitable[ErrorInfo]]
 
 
 def load(plan: Plan, report: Report) -> Loaded:
@@ -72,11 +74,11 @@ async def service(loaded: Loaded) -> AsyncIterator[Service]:
     options = SystemOptions(
         max_queued=settings.max_queued_requests, decode_reserve_tokens=settings.decode_reserve_tokens
     )
-    make_text = partial(_text_stream, loaded.tokenizer)
+    make_text = partial(TextStream, loaded.tokenizer)
     async with running_system(loaded.engines, loaded.topology, loaded.mover, make_text, options) as system:
         gate = _Gate(system)
         app = create_app(_served_model(loaded), system.client, gate.readiness, _api_settings(settings))
-        yield Service(app=app, drain=gate.drain)
+        yield Service(app=app, drain=gate.drain, until_failure=system.until_failure)
 
 
 class _Gate:
@@ -88,30 +90,28 @@ class _Gate:
 
     def readiness(self) -> Readiness:
         if self._system.failure is not None:
-            return Readiness(state="draining", detail=self._system.failure)
+            return Readiness(state="draining", detail=self._system.failure.message)
         return Readiness(state="draining" if self._draining else "ready")
 
     async def drain(self, timeout_s: float) -> bool:
         self._draining = True
         if await self._system.drain(timeout_s):
             return True
-        self._system.fail("the server is shutting down and this request ran out of time")
+        message = "The server is shutting down and the request ran out of time."
+        self._system.fail(ErrorInfo(status=503, message=message, code="shutting_down", retry_after_s=30))
         return False
-
-
-def _text_stream(tokenizer: Tokenizer, stop: tuple[str, ...], min_tokens: int) -> TextStream:
-    return TextStream(tokenizer, stop)
 
 
 def _served_model(loaded: Loaded) -> ServedModel:
     plan, seed = loaded.plan, loaded.plan.settings.random_seed
     stated = msgspec.structs.asdict(plan.generation)
-    smallest = min(engine.spec.usable_pages * engine.spec.page_size for engine in loaded.engines.values())
+    specs = [engine.spec for engine in loaded.engines.values()]
     return ServedModel(
         names=(plan.name,),
         tokenizer=loaded.tokenizer,
         max_context_tokens=plan.max_context_tokens,
-        max_request_tokens=smallest,
+        max_request_tokens=min(spec.usable_pages * spec.page_size for spec in specs),
+        max_choices=min(spec.num_rows for spec in specs),
         vocab_size=plan.config.vocab_size,
         eos_token_ids=plan.config.eos_token_ids,
         created=int(time.time()),

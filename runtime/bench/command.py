@@ -89,7 +89,7 @@ def _model(flags: argparse.Namespace) -> tuple[ModelConfig, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="runtime bench", description="Time the engine's steps, without HTTP.")
+    parser = _Parser(prog="runtime bench", allow_abbrev=False, description="Time the engine's steps, without HTTP.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", type=Path, metavar="DIR", help="a model folder")
     source.add_argument(

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from actors.messages import ErrorInfo
 from runtime import composition
 from runtime.cli.console import Report
 from runtime.cli.server import Front, HttpServer, address_of, bind
@@ -36,28 +37,28 @@ def up(settings: Settings) -> int:
     report = Report()
     plan = make_plan(settings)
     with bind(settings.host, settings.port) as listener:
-        failure = anyio.run(_serve, plan, listener, report, stop, started)
-    if failure is not None:
-        raise failure
-    return 0
+        outcome = anyio.run(_serve, plan, listener, report, stop, started)
+    if isinstance(outcome, UsageError):
+        raise outcome
+    return outcome
 
 
 async def _serve(
     plan: Plan, listener: socket.socket, report: Report, stop: StopSignal, started: float
-) -> UsageError | None:
+) -> UsageError | int:
     front = Front()
     server = HttpServer(front, plan.settings.log_level)
-    failure: UsageError | None = None
+    outcome: UsageError | int
     async with anyio.create_task_group() as group:
         await group.start(server.run_on, listener)
         report.line(f"Listening on {address_of(listener)}, loading {plan.name}")
         loaded = await _load(plan, report, stop)
         if isinstance(loaded, UsageError):
-            failure = loaded
+            outcome = loaded
         else:
-            await _live(loaded, front, report, stop, _Greeting(address_of(listener), started))
+            outcome = await _live(loaded, front, report, stop, _Greeting(address_of(listener), started))
         await server.stop()
-    return failure
+    return outcome
 
 
 async def _load(plan: Plan, report: Report, stop: StopSignal) -> composition.Loaded | UsageError:
@@ -80,7 +81,8 @@ async def _load(plan: Plan, report: Report, stop: StopSignal) -> composition.Loa
 
 async def _live(
     loaded: composition.Loaded, front: Front, report: Report, stop: StopSignal, greeting: "_Greeting"
-) -> None:
+) -> int:
+    """Serves until a signal or a failure; returns the exit code."""
     settings = loaded.plan.settings
     async with composition.service(loaded) as service:
         front.app = service.app
@@ -88,13 +90,33 @@ async def _live(
         gc.collect()
         gc.freeze()
         greeting.say(report, loaded)
-        await stop.wait()
+        failure = await _until_stop_or_failure(service, stop)
+        if failure is not None:
+            report.line(f"Failed: {failure.message}")
+            return 1
         safety_net = leave_after(settings.drain_timeout_s + _EXIT_GRACE_S, 0)
         report.line(f"Draining: running requests get up to {settings.drain_timeout_s:g} s.")
         if not await service.drain(settings.drain_timeout_s):
             report.line("Drain timeout: the requests that were still running are cut off.")
     safety_net.cancel()
     report.line("Stopped.")
+    return 0
+
+
+async def _until_stop_or_failure(service: composition.Service, stop: StopSignal) -> ErrorInfo | None:
+    """What ended the wait: None for a signal."""
+    failure: ErrorInfo | None = None
+
+    async def watch() -> None:
+        nonlocal failure
+        failure = await service.until_failure()
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        await stop.wait()
+        group.cancel_scope.cancel()
+    return failure
 
 
 class _Greeting(msgspec.Struct, frozen=True):

@@ -1,7 +1,10 @@
 """The arithmetic of one decoder layer, on plain arrays.
 
 Letters: T tokens, D model, F ffw, N query heads, K kv heads, H head dim, V vocabulary; E is any output width.
-Weights are stored (out, in) as in the checkpoint: on a CPU the transposed product is three times faster.
+Weights are stored (out, in) as in the checkpoint: on a CPU the transposed product is three times faster. q,
+k and v, and gate and up, stay separate matrices: fused into one each, a layer of the 1.5B shape took the
+same time on a CPU (bfloat16, 4 to 256 rows, quartiles within 2%), and separate ones shard by head without
+reordering.
 """
 
 import jax

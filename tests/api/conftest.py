@@ -38,6 +38,7 @@ def model(tokenizer: Tokenizer) -> ServedModel:
         created=1_700_000_000,
         defaults=GenerationDefaults(temperature=0.6, top_p=0.95),
         max_choices=8,
+        max_answers=8,
         draw_seed=lambda: 12345,
     )
 

@@ -12,6 +12,9 @@ from tests.simulation.fake_engine import FakeEngine
 from tests.simulation.fake_tokens import expected_choice
 from tests.simulation.workload import Workload
 
+_MAX_TOMBSTONES = 512
+"""More than the choices of any run: each is buried once."""
+
 _LATENESS_S = 1.0
 """How long after its deadline a request may end: message delays and hiccups, no more."""
 
@@ -105,6 +108,7 @@ def check_worker_at_rest(worker: WorkerActor, engine: FakeEngine) -> None:
     assert not worker.prefill.staged, f"{name} keeps staged chunks {list(worker.prefill.staged)}"
     assert worker.prefill.credits_used == 0, f"{name} has {worker.prefill.credits_used} credits out"
     assert not worker.decode.leases, f"{name} keeps leases {list(worker.decode.leases)}"
+    assert len(worker._tombstones) <= _MAX_TOMBSTONES, f"{name} remembers {len(worker._tombstones)} cancels"
     assert not worker.decode.sequences, f"{name} keeps sequences {list(worker.decode.sequences)}"
 
 

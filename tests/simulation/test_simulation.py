@@ -10,10 +10,12 @@ from random import Random
 import msgspec
 import pytest
 
-from actors.messages import Failed
+from actors.messages import GATEWAY, Address, Completed, Drain, Drained, Failed
+from actors.wiring import CLIENT_CAPACITY
 from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
+from tests.simulation.carrier import SimContext
 from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice
 from tests.simulation.harness import SimulationFailure, run_seed, run_workload
 from tests.simulation.mutations import MUTATIONS
@@ -191,6 +193,25 @@ def test_a_slow_client_loses_its_stream_and_nobody_elses() -> None:
     outcome = run_workload(workload("prefill=1,decode=1", (slow, *(planned(f"r{n}", n) for n in range(3)))))
     assert outcome.completed == 3
     assert outcome.messages["AbortGroup"] == 1
+
+
+def test_drain_refuses_newcomers_and_reports_when_the_last_has_gone() -> None:
+    requests = (*(planned(f"r{n}", n, num_choices=2) for n in range(4)), planned("late", 9, arrival_s=0.05))
+    system = SimSystem(workload("prefill=1,decode=1", requests))
+    drained_at: list[float] = []
+
+    async def drain(ctx: SimContext) -> None:
+        await ctx.sleep(0.02)
+        await ctx.send(GATEWAY, Drain(reply_to=ctx.address))
+        assert isinstance(await ctx.receive(), Drained)
+        drained_at.append(ctx.now())
+
+    system.carrier.start(Address("client/drain"), drain, CLIENT_CAPACITY)
+    system.carrier.loop.run_until(lambda: system.clients_done() and bool(drained_at), 100.0, 100_000)
+    *served, late = [client.terminals[0] for client in system.clients]
+    assert all(isinstance(terminal, Completed) for terminal in served)
+    assert isinstance(late, Failed)
+    assert (late.error.status, late.error.code) == (503, "draining")
 
 
 # --- failures of a slice
