@@ -1,4 +1,4 @@
-"""Replays seeds: `python -m tests.simulation SEED [LAST_SEED] [--trace]`."""
+"""Replays seeds: `python -m tests.simulation SEED [LAST_SEED] [--fault] [--trace]`."""
 
 import argparse
 import sys
@@ -11,13 +11,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seed", type=int)
     parser.add_argument("last_seed", type=int, nargs="?")
+    parser.add_argument("--fault", action="store_true", help="let one step of one slice fail")
     parser.add_argument("--trace", action="store_true", help="print every event as it happens")
     arguments = parser.parse_args()
     last = arguments.last_seed if arguments.last_seed is not None else arguments.seed
     failed = []
     for seed in range(arguments.seed, last + 1):
         try:
-            outcome = run_seed(seed, live_trace=arguments.trace)
+            outcome = run_seed(seed, fault=arguments.fault, live_trace=arguments.trace)
         except SimulationFailure as failure:
             failed.append(seed)
             print(str(failure).splitlines()[0] if last > arguments.seed else failure, f"(seed {seed})")

@@ -4,7 +4,7 @@ import msgspec
 
 from tests.simulation import checks
 from tests.simulation.system import SimSystem
-from tests.simulation.workload import Workload, draw_workload
+from tests.simulation.workload import Workload, draw_faulty_workload, draw_workload
 
 MAX_STEPS = 200_000
 MAX_TIME_S = 2000.0
@@ -30,9 +30,9 @@ class Outcome(msgspec.Struct, frozen=True):
     left: int
 
 
-def run_seed(seed: int, live_trace: bool = False) -> Outcome:
-    """The mixed traffic of a seed. Raises SimulationFailure."""
-    return run_workload(draw_workload(seed), live_trace)
+def run_seed(seed: int, fault: bool = False, live_trace: bool = False) -> Outcome:
+    """The mixed traffic of a seed, undisturbed or with a fault. Raises SimulationFailure."""
+    return run_workload(draw_faulty_workload(seed) if fault else draw_workload(seed), live_trace)
 
 
 def run_workload(workload: Workload, live_trace: bool = False) -> Outcome:
@@ -42,7 +42,7 @@ def run_workload(workload: Workload, live_trace: bool = False) -> Outcome:
         return _run(system)
     except Exception as error:
         text = f"{type(error).__name__}: {error}\n\n"
-        text += f"replay: python -m tests.simulation {workload.seed}\n"
+        text += f"replay: python -m tests.simulation {workload.replay}\n" if workload.replay else ""
         text += f"topology {workload.topology}, {workload.spec}\n\n{system.carrier.trace.text()}"
         raise SimulationFailure(text) from error
     finally:

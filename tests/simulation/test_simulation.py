@@ -63,6 +63,12 @@ def test_mixed_traffic_holds_every_invariant(seeds: range) -> None:
     assert sum(outcome.completed for outcome in outcomes) > 0
 
 
+@pytest.mark.parametrize("seeds", SEED_BLOCKS[:6], ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_mixed_traffic_survives_a_device_error(seeds: range) -> None:
+    outcomes = [run_seed(seed, fault=True) for seed in seeds]
+    assert sum("WorkerDown" in outcome.messages for outcome in outcomes) >= 3
+
+
 def test_the_seeds_reach_every_message_that_can_occur() -> None:
     outcomes = [run_seed(seed) for seed in range(30)]
     seen = {name for outcome in outcomes for name in outcome.messages}

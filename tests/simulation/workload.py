@@ -11,6 +11,7 @@ import msgspec
 
 from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
+from runtime.topology import parse_topology
 from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, token_text
 
 Behaviour = Literal["patient", "leaves", "slow"]
@@ -42,7 +43,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One run: its system and its requests.
 
     `failing_steps` are the steps of each slice that a device error ends; `hangs` is when each slice's thread hangs and
-    when it comes back.
+    when it comes back. `replay` are the arguments that draw this workload again.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int = 64
     decode_reserve_tokens: int = 8
     staged_per_decode: int = 2
+    replay: str = ""
     step_timeout_s: float = 600.0
     failing_steps: dict[str, tuple[int, ...]] = {}
     hangs: dict[str, tuple[float, float]] = {}
@@ -81,7 +83,16 @@ def draw_workload(seed: int) -> Workload:
         max_queued=random.choice((64, 64, 64, 2)),
         decode_reserve_tokens=reserve_tokens,
         staged_per_decode=random.choice((1, 2, 3)),
+        replay=str(seed),
     )
+
+
+def draw_faulty_workload(seed: int) -> Workload:
+    """The same traffic, and one step of one slice fails."""
+    drawn, random = draw_workload(seed), Random(f"fault {seed}")
+    slices = parse_topology(drawn.topology).slices
+    failing_steps = {random.choice(slices).name: (random.randint(1, 25),)}
+    return msgspec.structs.replace(drawn, failing_steps=failing_steps, replay=f"{seed} --fault")
 
 
 def draw_spec(random: Random, page_size: int, requests: tuple[PlannedRequest, ...], reserve_tokens: int) -> EngineSpec:
