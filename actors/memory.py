@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 from actors.context import Actor, ArrayTable, MailboxFull, NoSuchInbox
 from actors.lane import Lane
 from actors.mailbox import Mailbox
-from actors.messages import Address, MailboxClass, Message
+from actors.messages import Address, KvChunkReady, MailboxClass, Message
 
 T = TypeVar("T")
 
@@ -75,6 +75,13 @@ class MemoryCarrier:
     def close(self, address: Address) -> None:
         """Removes an inbox; later posts to it return False."""
         self.inboxes.pop(address, None)
+
+    def bury(self, address: Address) -> None:
+        """Removes the inbox of an actor that is not coming back, with the chunks that were on their way to it."""
+        inbox = self.inboxes.pop(address, None)
+        while inbox is not None and (message := inbox.take()) is not None:
+            if isinstance(message, KvChunkReady):
+                self.arrays.drop(message.handle)
 
     def post(self, to: Address, message: Message) -> bool:
         """Adds a message without waiting; False when there is no such inbox or no room."""

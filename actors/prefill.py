@@ -20,6 +20,7 @@ class Staged(msgspec.Struct, frozen=True):
 
     handle: int
     decode: Address
+    choices: tuple[int, ...]
 
 
 class PrefillJob:
@@ -138,17 +139,16 @@ class PrefillPhase:
         """Takes a credit for the gathered chunk; returns its sequence number within the job."""
         job = chunk.job
         sequence, job.next_sequence = job.next_sequence, job.next_sequence + 1
-        self.staged[job.key, sequence] = Staged(handle, job.start.decode)
+        self.staged[job.key, sequence] = Staged(handle, job.start.decode, tuple(job.choices))
         self._used[job.start.decode] += 1
         return sequence
 
-    def unstage(self, key: Key, sequence: int) -> int | None:
-        """Gives the credit back; returns the handle to drop, or None when it was given back before."""
+    def unstage(self, key: Key, sequence: int) -> Staged | None:
+        """Gives the credit back; returns what was staged, or None when it was given back before."""
         staged = self.staged.pop((key, sequence), None)
-        if staged is None:
-            return None
-        self._used[staged.decode] -= 1
-        return staged.handle
+        if staged is not None:
+            self._used[staged.decode] -= 1
+        return staged
 
     def forget_decode(self, decode: Address, drop: Callable[[int], None]) -> None:
         """The decode worker died: it will acknowledge nothing."""

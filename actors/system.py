@@ -92,7 +92,9 @@ class System:
         except* Exception as errors:
             logger.exception("%s failed", spec.address)
             reason = "; ".join(str(error) for error in errors.exceptions)
-        if not isinstance(spec.actor, WorkerSupervisor):
+        if isinstance(spec.actor, WorkerSupervisor):
+            self.carrier.bury(spec.address)
+        else:
             self.fail(ErrorInfo(status=500, message=f"{spec.address} failed: {reason}", code="internal_error"))
 
     def fail(self, error: ErrorInfo) -> None:

@@ -177,17 +177,19 @@ class WorkerActor:
         ctx.arrays.drop(ready.handle)
         ctx.post(ready.sender, ChunkAcked(key=ready.key, sequence=ready.sequence, worker=self.address))
 
-    def _unstage(self, ctx: Context, key: Key, sequence: int) -> None:
-        handle = self.prefill.unstage(key, sequence)
-        if handle is not None:
-            ctx.arrays.drop(handle)
+    def _unstage(self, ctx: Context, key: Key, sequence: int) -> tuple[int, ...]:
+        """Takes the chunk and its credit back; returns the choices that it was for."""
+        staged = self.prefill.unstage(key, sequence)
+        if staged is None:
+            return ()
+        ctx.arrays.drop(staged.handle)
+        return staged.choices
 
     def _chunk_lost(self, ctx: Context, message: ChunkLost) -> None:
         """The transfer failed: this attempt cannot complete its coverage, so the gateway starts another."""
-        self._unstage(ctx, message.key, message.sequence)
-        if self._tombstones.alive(message.key, (message.key.choice,)):
+        choices = self._tombstones.alive(message.key, self._unstage(ctx, message.key, message.sequence))
+        if choices:
             job = self.prefill.jobs.get(message.key)
-            choices = tuple(job.choices) if job is not None else (message.key.choice,)
             if job is not None:
                 self.prefill.end(job, self._next_fence)
             self._give_up(ctx, message.key, choices, f"transfer failed: {message.reason}")

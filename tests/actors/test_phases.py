@@ -2,7 +2,7 @@
 
 from actors.decode import DecodePhase, Lease, finish_of
 from actors.messages import Address, Key, KvChunkReady, Reserve, StartDecode, StartPrefill
-from actors.prefill import PrefillJob, PrefillPhase
+from actors.prefill import PrefillJob, PrefillPhase, Staged
 from runtime.engine import EngineSpec, PageWrite
 from runtime.pages import PagePool
 from runtime.sampling_params import SamplingParams
@@ -69,11 +69,11 @@ def test_no_credit_no_chunk_for_that_destination_alone() -> None:
     assert phase.stage(stuck, handle=7) == 0
     phase.dispatched(fine)
     phase.stage(fine, handle=8)
-    assert phase.unstage(fine.job.key, 0) == 8
+    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), (0,))
     phase.add(_job("stuck2", 8, order=2))
     phase.add(_job("fine2", 8, order=3, decode="decode.1"))
     assert [chunk.job.key.request for chunk in phase.plan()] == ["fine2"]
-    assert phase.unstage(stuck.job.key, 0) == 7
+    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), (0,))
     assert phase.unstage(stuck.job.key, 0) is None, "a credit comes back once"
     assert [chunk.job.key.request for chunk in phase.plan()] == ["stuck2", "fine2"]
 

@@ -291,7 +291,9 @@ def _random_traffic(engine: JaxEngine, rng: random.Random) -> None:
     for _ in range(25):
         rows = rng.sample(range(8), rng.randint(1, 8))
         prompts = {row: prompt_of(rng.randint(1, 16), row) for row in rows}
-        engine.set_rows([row_state(row, prompts[row], (1 + row, 9 + row), sampling=rng.choice(samplings)) for row in rows])
+        engine.set_rows(
+            [row_state(row, prompts[row], (1 + row, 9 + row), sampling=rng.choice(samplings)) for row in rows]
+        )
         fresh = rows[: rng.randint(0, min(4, len(rows)))]
         prefill = tuple(segment(prompts[row], (1 + row, 9 + row), rows=(row,)) for row in fresh)
         handle = engine.dispatch(Step(prefill=prefill, decode=tuple(rows[len(fresh) :])))
