@@ -105,7 +105,7 @@ def _level_1(rng: random.Random) -> Operation | None:
 def _level_2(rng: random.Random) -> Operation | None:
     """Two-digit + and -."""
     a, b = _two_digits(rng), _two_digits(rng)
-    return Operation("+", a, b) if rng.random() < 0.5 else _difference(rng, a, b)
+    return Operation("+", a, b) if rng.random() < 0.5 else _difference(rng, a, b, 0.3)
 
 
 def _level_3(rng: random.Random) -> Operation | None:
@@ -114,7 +114,7 @@ def _level_3(rng: random.Random) -> Operation | None:
     if kind == "*":
         return Operation("*", *_swap(rng, _two_digits(rng), rng.randint(2, 9)))
     long = rng.randint(100, 999)
-    other = rng.randint(100, 999) if rng.random() < 0.75 else rng.randint(1, 99)
+    other = rng.randint(*rng.choices(((100, 999), (10, 99), (1, 9)), (6, 1, 2))[0])
     return Operation("+", *_swap(rng, long, other)) if kind == "+" else _difference(rng, long, other, 0.0)
 
 
@@ -129,9 +129,9 @@ def _level_4(rng: random.Random) -> Operation | None:
 
 def _level_5(rng: random.Random) -> Operation | None:
     """Two operations, with and without parentheses; no step is negative and every division is exact."""
-    a, b, digit = rng.randint(1, 99), rng.randint(1, 99), rng.randint(2, 9)
+    a, b, long = (rng.randint(1, 9) if rng.random() < 0.35 else rng.randint(10, 99) for _ in range(3))
+    digit = rng.randint(2, 9)
     high, low = max(a, b), min(a, b)
-    long = _two_digits(rng)
     candidates: tuple[Operation, ...] = (
         Operation("*", Operation("+", a, b), digit),
         Operation("*", Operation("-", high, low), digit),

@@ -63,6 +63,7 @@ PHASES = (
     Phase(steps=1500, warm_up=100, rate=1.0, decay=4000, rounded_from=1501),
     Phase(steps=500, warm_up=50, rate=0.7, decay=1500, rounded_from=501),
     Phase(steps=900, warm_up=30, rate=0.55, decay=900, rounded_from=841),
+    Phase(steps=300, warm_up=20, rate=0.25, decay=300, rounded_from=301),
 )
 
 

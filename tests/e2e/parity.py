@@ -23,7 +23,7 @@ from runtime.kv_mover import DevicePutMover
 from runtime.model_config import load_model_config
 from runtime.placement import Placement
 from runtime.sampler_noise import gumbel, row_keys
-from runtime.topology import parse_topology
+from runtime.topology import Slice, parse_topology
 from runtime.weights import load_weights
 from tests.reference_model import ReferenceModel
 
@@ -50,25 +50,38 @@ class NoText:
         return ""
 
 
-def make_engines(folder: Path, topology: str, dtype: str, **sizes: int) -> dict[str, JaxEngine]:
-    """One engine per slice on virtual CPU devices, not warmed up."""
-    config = msgspec.structs.replace(load_model_config(folder), dtype=dtype)
-    spec = EngineSpec(
-        page_size=PAGE_SIZE,
-        num_pages=sizes.get("num_pages", 1025),
-        num_rows=16,
-        max_context_tokens=config.max_position_embeddings,
-        vocab_size=config.vocab_size,
-        chunk_tokens=sizes.get("chunk_tokens", 128),
-        max_prefill_segments=8,
-        page_bytes=pool_shape(config, PAGE_SIZE, "cpu").page_bytes,
-    )
-    engines = {}
-    for part in parse_topology(topology).slices:
-        devices = [jax.devices()[index] for index in part.devices]
-        params = load_weights(folder, config, dtype, Placement(devices).replicated)
-        engines[part.name] = JaxEngine(config, params, spec, role=part.role, devices=devices)
-    return engines
+FIRST_DEVICE = {"prefill": 0, "decode": 4, "mixed": 7}
+"""Where the slices of a role lie among the eight virtual devices, whatever the topology."""
+
+
+class EngineShelf:
+    """Engines of one checkpoint by slice name, made once and used in every topology; they are left empty by each."""
+
+    def __init__(self, folder: Path, dtype: str, *, chunk_tokens: int = 128, num_pages: int = 1025) -> None:
+        self.config = msgspec.structs.replace(load_model_config(folder), dtype=dtype)
+        self._folder = folder
+        self._made: dict[str, JaxEngine] = {}
+        self._spec = EngineSpec(
+            page_size=PAGE_SIZE,
+            num_pages=num_pages,
+            num_rows=16,
+            max_context_tokens=self.config.max_position_embeddings,
+            vocab_size=self.config.vocab_size,
+            chunk_tokens=chunk_tokens,
+            max_prefill_segments=8,
+            page_bytes=pool_shape(self.config, PAGE_SIZE, "cpu").page_bytes,
+        )
+
+    def engines(self, topology: str) -> dict[str, JaxEngine]:
+        """One engine per slice on a virtual CPU device, not warmed up."""
+        return {part.name: self._engine(part) for part in parse_topology(topology).slices}
+
+    def _engine(self, part: Slice) -> JaxEngine:
+        if part.name not in self._made:
+            devices = [jax.devices()[FIRST_DEVICE[part.role] + int(part.name.split(".")[1])]]
+            params = load_weights(self._folder, self.config, self.config.dtype, Placement(devices).replicated)
+            self._made[part.name] = JaxEngine(self.config, params, self._spec, role=part.role, devices=devices)
+        return self._made[part.name]
 
 
 def answers(engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest]) -> dict[str, Answer]:

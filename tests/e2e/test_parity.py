@@ -15,7 +15,7 @@ from runtime.demo import MODEL_DIR
 from runtime.sampling_params import SamplingParams
 from runtime.tokens import Tokenizer
 from tests.checkpoints import write_checkpoint
-from tests.e2e.parity import Answer, answers, compare, make_engines
+from tests.e2e.parity import EngineShelf, answers, compare
 from tests.reference_model import ReferenceModel
 
 TOPOLOGIES = ("prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=3", "prefill=3,decode=1")
@@ -25,39 +25,40 @@ TAU = {"float32": 2e-4, "bfloat16": 0.1}
 MAX_LOGPROB_GAP = {"float32": 1e-4, "bfloat16": 0.05}
 
 
-def _params(index: int, max_tokens: int) -> SamplingParams:
-    """Every other request is seeded sampling, the rest is greedy."""
-    if index % 2:
-        return SamplingParams(
-            seed=1000 + index, max_tokens=max_tokens, temperature=0.8, top_p=0.95, logprobs=0, min_tokens=0
-        )
-    return SamplingParams(seed=0, max_tokens=max_tokens, temperature=0.0, logprobs=0)
+NUM_PROMPTS = 64
+
+
+def _both_ways(name: str, prompt: tuple[int, ...], index: int, max_tokens: int) -> list[GenerateRequest]:
+    """The prompt once greedy and once with seeded sampling."""
+    greedy = SamplingParams(seed=0, max_tokens=max_tokens, temperature=0.0, logprobs=0)
+    seeded = SamplingParams(seed=1000 + index, max_tokens=max_tokens, temperature=0.8, top_p=0.95, logprobs=0)
+    return [
+        GenerateRequest(request=f"{name}-greedy", prompt=prompt, params=greedy),
+        GenerateRequest(request=f"{name}-seeded", prompt=prompt, params=seeded),
+    ]
 
 
 def _random_requests(vocab_size: int) -> list[GenerateRequest]:
     """64 prompts: lengths around the page and chunk borders, and log-uniform up to 1,500."""
     rng = random.Random(5)
     lengths = [1, 2, 15, 16, 17, 127, 128, 129, 255, 256, 257, 1499, 1500]
-    lengths += [round(np.exp(rng.uniform(0, np.log(1500)))) for _ in range(64 - len(lengths))]
-    return [
-        GenerateRequest(
-            request=f"p{index}-{length}",
-            prompt=tuple(rng.randrange(vocab_size) for _ in range(length)),
-            params=_params(index, max_tokens=1 + index % 24),
-        )
-        for index, length in enumerate(lengths)
-    ]
+    lengths += [round(np.exp(rng.uniform(0, np.log(1500)))) for _ in range(NUM_PROMPTS - len(lengths))]
+    requests = list[GenerateRequest]()
+    for index, length in enumerate(lengths):
+        prompt = tuple(rng.randrange(vocab_size) for _ in range(length))
+        requests += _both_ways(f"p{index}-{length}", prompt, index, max_tokens=1 + index % 24)
+    return requests
 
 
 def _demo_requests() -> list[GenerateRequest]:
     """64 questions to the demo model, through its own chat template."""
     rng, tokenizer = random.Random(6), Tokenizer.load(MODEL_DIR)
-    requests = []
-    for index in range(64):
+    requests = list[GenerateRequest]()
+    for index in range(NUM_PROMPTS):
         question = f"What is {rng.randrange(100)} {rng.choice('+-*')} {rng.randrange(100)}?"
         prompt = tokenizer.render_chat([{"role": "user", "content": question}])
         tokens = tuple(tokenizer.encode(prompt, add_special_tokens=False))
-        requests.append(GenerateRequest(request=f"q{index}", prompt=tokens, params=_params(index, max_tokens=32)))
+        requests += _both_ways(f"q{index}", tokens, index, max_tokens=32)
     return requests
 
 
@@ -74,15 +75,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_disaggregated_equals_aggregated(model: str, dtype: str, checkpoint: Path) -> None:
     folder = checkpoint if model == "random" else MODEL_DIR
     requests = _random_requests(vocab_size=200) if model == "random" else _demo_requests()
-    aggregated = _run(folder, "mixed=1", dtype, requests)
-    reference = ReferenceModel(folder)
+    shelf, reference = EngineShelf(folder, dtype), ReferenceModel(folder)
+    aggregated = answers(shelf.engines("mixed=1"), "mixed=1", requests)
     for topology in TOPOLOGIES:
-        verdict = compare(reference, requests, aggregated, _run(folder, topology, dtype, requests), TAU[dtype])
+        disaggregated = answers(shelf.engines(topology), topology, requests)
+        verdict = compare(reference, requests, aggregated, disaggregated, TAU[dtype])
         print(f"{model} {dtype} {topology}: {verdict}")  # noqa: T201
         assert not verdict.wrong
-        assert verdict.equal + len(verdict.close_calls) == len(requests) == 64
+        assert verdict.equal + len(verdict.close_calls) == len(requests) == 2 * NUM_PROMPTS
         assert verdict.max_logprob_gap <= MAX_LOGPROB_GAP[dtype]
-
-
-def _run(folder: Path, topology: str, dtype: str, requests: list[GenerateRequest]) -> dict[str, Answer]:
-    return answers(make_engines(folder, topology, dtype), topology, requests)

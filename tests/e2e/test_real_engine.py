@@ -22,7 +22,7 @@ from runtime.jax_engine import JaxEngine
 from runtime.kv_mover import DevicePutMover
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
-from tests.e2e.parity import NoText, make_engines
+from tests.e2e.parity import EngineShelf, NoText
 
 TOPOLOGY = "prefill=2,decode=2"
 OPTIONS = SystemOptions(max_queued=128, decode_reserve_tokens=16)
@@ -31,7 +31,7 @@ OPTIONS = SystemOptions(max_queued=128, decode_reserve_tokens=16)
 @pytest.fixture(scope="module")
 def engines() -> dict[str, JaxEngine]:
     """Warm engines of the demo model; each test leaves them empty."""
-    made = make_engines(MODEL_DIR, TOPOLOGY, "float32", chunk_tokens=64, num_pages=129)
+    made = EngineShelf(MODEL_DIR, "float32", chunk_tokens=64, num_pages=129).engines(TOPOLOGY)
     for engine in made.values():
         engine.warm_up()
     return made
