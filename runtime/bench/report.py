@@ -6,7 +6,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from runtime.bench.machine import Machine
+from runtime.bench.machine import READ_BYTES, Machine
 from runtime.bench.steps import DecodeTiming, PrefillTiming
 
 
@@ -34,10 +34,11 @@ def write_json(report: Report, path: Path) -> None:
 def print_report(report: Report, console: Console) -> None:
     """Two tables under a line about the machine. Times are ms: median (min-max)."""
     machine = report.machine
+    reads = ", ".join(f"{READ_BYTES / timing.median_s / 1e9:.1f} ({how})" for how, timing in machine.reads.items())
     console.print(
         f"{report.model} {report.dtype} on {report.device}, {report.cores} cores, jax {report.jax_version}\n"
-        f"reads {machine.read_bytes_per_s / 1e9:.1f} GB/s ({machine.read_method}), "
-        f"multiplies {machine.matmul_flop_per_s / 1e9:.0f} GFLOP/s; times in ms: median (min-max)"
+        f"reads GB/s: {reads}; multiplies {machine.matmul_flop_per_s / 1e9:.0f} GFLOP/s; "
+        "bounds take the best; times in ms: median (min-max)"
     )
     console.print(_prefill_table(report.prefill))
     console.print(_decode_table(report.decode))
