@@ -33,8 +33,9 @@ class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     """One model under one or several names, the first of which is shown.
 
-    `max_request_tokens` is what the KV pool holds for a single sequence; `max_choices` bounds `n`
-    (the rows of a decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `root` is what `/v1/models` shows as the model's origin.
+    `max_request_tokens` is what the KV pool holds for a single sequence, `max_choices` bounds `n` (the rows of a
+    decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `root` is what
+    `/v1/models` shows as the model's origin.
     """
 
     names: tuple[str, ...]
