@@ -36,6 +36,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from runtime.bench.machine import measure_machine
+    from runtime.bench.products import time_products
     from runtime.bench.report import Report, print_report, write_json
     from runtime.bench.steps import PASSTHROUGH, make_engine, time_decode, time_prefill
     from runtime.compile_cache import enable_compile_cache
@@ -71,7 +72,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         machine=machine,
         prefill=time_prefill(engine, flags.tokens, flags.repeats),
         decode=[
-            time_decode(engine, ablated, model, machine, batch, flags.context, flags.repeats) for batch in flags.batches
+            time_decode(
+                engine,
+                ablated,
+                model,
+                machine,
+                time_products(model, params, batch, flags.repeats),
+                batch,
+                flags.context,
+                flags.repeats,
+            )
+            for batch in flags.batches
         ],
     )
     print_report(report, console)

@@ -27,7 +27,11 @@ def write_json(report: Report, path: Path) -> None:
     """The whole report, with what the tables compute from it."""
     document = msgspec.to_builtins(report)
     for row, timing in zip(document["decode"], report.decode, strict=True):
-        row |= {"ratio": timing.ratio, "attention_s": timing.attention_s}
+        row |= {
+            "ratio": timing.ratio,
+            "ratio_to_products": timing.ratio_to_products,
+            "attention_s": timing.attention_s,
+        }
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
@@ -38,7 +42,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print(
         f"{report.model} {report.dtype} on {report.device}, {report.cores} cores, jax {report.jax_version}\n"
         f"reads GB/s: {reads}; multiplies {machine.matmul_flop_per_s / 1e9:.0f} GFLOP/s; "
-        "bounds take the best; times in ms: median (min-max)"
+        "bounds take the best; products: the step's matrix products alone, through XLA; times in ms: median (min-max)"
     )
     console.print(_prefill_table(report.prefill))
     console.print(_decode_table(report.decode))
@@ -52,7 +56,10 @@ def _prefill_table(timings: list[PrefillTiming]) -> Table:
 
 
 def _decode_table(timings: list[DecodeTiming]) -> Table:
-    table = Table("decode batch", "context", "step", "tokens/s", "attention", "without attention", "bound", "ratio")
+    table = Table(
+        "decode batch", "context", "step", "tokens/s", "attention", "without attention", "bound", "ratio", "products",
+        "ratio",
+    )  # fmt: skip
     for timing in timings:
         table.add_row(
             str(timing.batch),
@@ -63,5 +70,7 @@ def _decode_table(timings: list[DecodeTiming]) -> Table:
             str(timing.without_attention),
             f"{timing.bound_s * 1e3:.2f}",
             f"{timing.ratio:.2f}",
+            str(timing.products),
+            f"{timing.ratio_to_products:.2f}",
         )
     return table

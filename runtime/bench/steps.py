@@ -57,12 +57,13 @@ class PrefillTiming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecodeTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """One decode step. The bound is for the step without attention."""
+    """One decode step. The bound is for the step without attention, and so are its bare products."""
 
     batch: int
     context_tokens: int
     step: Timing
     without_attention: Timing
+    products: Timing
     bytes_read: int
     flop: int
     bound_s: float
@@ -76,6 +77,11 @@ class DecodeTiming(msgspec.Struct, frozen=True, kw_only=True):
     def ratio(self) -> float:
         """Step without attention over its bound; 1 is the limit."""
         return self.without_attention.median_s / self.bound_s
+
+    @property
+    def ratio_to_products(self) -> float:
+        """Step without attention over its matrix products alone: what the engine adds to them."""
+        return self.without_attention.median_s / self.products.median_s
 
 
 def make_engine(
@@ -115,6 +121,7 @@ def time_decode(
     ablated: JaxEngine,
     model: ModelConfig,
     machine: Machine,
+    products: Timing,
     batch: int,
     context_tokens: int,
     repeats: int,
@@ -130,6 +137,7 @@ def time_decode(
         context_tokens=context_tokens,
         step=full,
         without_attention=without,
+        products=products,
         bytes_read=bytes_read,
         flop=flop,
         bound_s=max(bytes_read / machine.read_bytes_per_s, flop / machine.matmul_flop_per_s),

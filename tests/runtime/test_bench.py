@@ -32,6 +32,9 @@ def test_the_command_writes_tables_and_json(tmp_path: Path, capsys: pytest.Captu
     for row in report["decode"]:
         assert row["without_attention"]["min_s"] <= row["without_attention"]["median_s"]
         assert row["ratio"] == pytest.approx(row["without_attention"]["median_s"] / row["bound_s"])
+        assert row["ratio_to_products"] == pytest.approx(
+            row["without_attention"]["median_s"] / row["products"]["median_s"]
+        )
     printed = capsys.readouterr().out
     assert "prefill tokens" in printed
     assert "ratio" in printed
