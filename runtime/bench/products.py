@@ -39,7 +39,8 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     contract = (((1,), (1,)), ((), ()))
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     product = jax.lax.dot_general(left, right, contract, precision=precision, preferred_element_type=jnp.float32)
-    kept: jax.Array = jax.lax.optimization_barrier(product)
+    barrier: Any = jax.lax.optimization_barrier
+    kept: jax.Array = barrier(product)
     return kept
 
 
