@@ -17,7 +17,10 @@ ClientEvent = Delta | Completed | Failed
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A validated request as the API hands it over. `request` is unique among the requests in flight."""
+    """A validated request as the API hands it over. `request` is unique among the requests in flight.
+
+    `queue_timeout_s` bounds the time to the first token, `progress_timeout_s` the time from one token to the next.
+    """
 
     request: str
     prompt: tuple[int, ...]

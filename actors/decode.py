@@ -263,18 +263,22 @@ class DecodePhase:
         self._pool.release(sequence.pages, fence)
         self._free_rows.append(sequence.row)
 
-    def cancel(self, key: Key, choices: tuple[int, ...], fence: int) -> list[int]:
-        """Drops choices of a group; returns those that ended here now."""
-        ended = list[int]()
+    def cancel(self, key: Key, choices: tuple[int, ...], fence: int) -> None:
+        """Drops choices of a group, as a lease or as sequences."""
         lease = self.leases.get(key)
         if lease is not None:
             lease.dropped.update(choices)
             if lease.dropped >= set(lease.reserve.choices):
                 self.drop(lease, fence)
-                return sorted(lease.dropped)
         for choice in choices:
             sequence = self.sequences.get(key.sibling(choice))
             if sequence is not None:
                 self.end(sequence, fence)
-                ended.append(choice)
-        return ended
+
+    def next_deadline(self) -> float | None:
+        """When the first lease that has not started runs out."""
+        return min((lease.reserve.deadline for lease in self.leases.values()), default=None)
+
+    def expired(self, now: float) -> list[Lease]:
+        """Leases past their deadline: what was to fill them will not come."""
+        return [lease for lease in self.leases.values() if lease.reserve.deadline <= now]

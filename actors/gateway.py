@@ -85,7 +85,7 @@ class GatewayActor:
                 if record is not None and message.key.attempt == 1:
                     record.cached_tokens = message.cached_tokens
             case Preempted():
-                self._preempted(ctx, message)
+                self._retry(ctx, message.key, message.choices)
             case Refused():
                 self._refused(ctx, message)
             case Disconnect():
@@ -196,6 +196,8 @@ class GatewayActor:
                 return
         if record.finished:
             self._complete(ctx, record)
+        elif choice.is_stuck:
+            self._retry(ctx, choice.group, (choice.choice,))
 
     def _deliver(self, ctx: Context, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken) -> None:
         text, finish, stop_match = self._derive(record, choice, sampled)
@@ -230,15 +232,15 @@ class GatewayActor:
 
     # --- setbacks
 
-    def _preempted(self, ctx: Context, message: Preempted) -> None:
+    def _retry(self, ctx: Context, key: Key, choices: tuple[int, ...]) -> None:
         """Ends the attempt everywhere, then starts a new one for each choice that is still wanted."""
         deadline = ctx.now() + STRAY_TIMEOUT_S
-        ctx.post(SCHEDULER, AbortGroup(key=message.key, choices=message.choices, deadline=deadline))
-        record = self.ledger.requests.get(message.key.request)
-        for index in message.choices if record is not None else ():
+        ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline))
+        record = self.ledger.requests.get(key.request)
+        for index in choices if record is not None else ():
             assert record is not None
             choice = record.choices[index]
-            if choice.group == message.key and choice.finish is None:
+            if choice.group == key and choice.finish is None:
                 self._admit(ctx, record, choice.raise_attempt(), (index,))
             if record.submit.request not in self.ledger.requests:
                 return

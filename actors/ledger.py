@@ -46,14 +46,19 @@ class ChoiceRecord:
         """The current attempt; tokens of others are stale."""
         return self.group.attempt
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether so many tokens wait behind a gap that it will not close: the attempt has to be given up."""
+        return len(self.parked) >= MAX_PARKED_TOKENS
+
     def accept(self, sampled: SampledToken) -> Iterator[SampledToken]:
         """Yields the tokens that become acceptable with this one, in order; the caller records each."""
         expected = len(self.accepted)
         if self.finish is not None or sampled.key.attempt != self.attempt or sampled.index < expected:
             return
         if sampled.index > expected:
-            assert len(self.parked) < MAX_PARKED_TOKENS, f"{sampled.key}: a gap at {expected} does not close"
-            self.parked[sampled.index] = sampled
+            if not self.is_stuck:
+                self.parked[sampled.index] = sampled
             return
         following: SampledToken | None = sampled
         while following is not None and self.finish is None:
@@ -126,11 +131,6 @@ class Ledger:
         self._next_order += 1
         self.requests[submit.request] = record
         return record
-
-    def choice(self, key: Key) -> ChoiceRecord | None:
-        """The choice, or None when its request is closed."""
-        record = self.requests.get(key.request)
-        return record.choices[key.choice] if record is not None else None
 
     def close(self, request: str) -> RequestRecord:
         """Removes the request: its terminal record has been written."""

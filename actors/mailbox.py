@@ -41,12 +41,5 @@ class Mailbox:
                 return self._queues[name].popleft()
         return None
 
-    def clear(self) -> int:
-        """Drops everything; returns how many messages that were."""
-        dropped = len(self)
-        for queue in self._queues.values():
-            queue.clear()
-        return dropped
-
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())

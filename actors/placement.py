@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from actors.leases import lease_pages
 from actors.messages import Address, Admit, Inventory, Key, WorkerUp
+from runtime.topology import Role
 
 
 class WorkerView:
@@ -80,6 +81,12 @@ def never_fits(views: Iterable[WorkerView], admit: Admit, reserve_tokens: int) -
             f"a decode worker has {view.usable_pages} pages and {view.num_rows} rows"
         )
     return reason
+
+
+def has_path(roles: Iterable[Role]) -> bool:
+    """Whether workers of these roles can serve a request from its prompt to its end."""
+    present = set(roles)
+    return "mixed" in present or {"prefill", "decode"} <= present
 
 
 class DrainRate:

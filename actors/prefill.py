@@ -21,6 +21,7 @@ class Staged(msgspec.Struct, frozen=True):
     handle: int
     decode: Address
     choices: tuple[int, ...]
+    deadline: float
 
 
 class PrefillJob:
@@ -139,7 +140,7 @@ class PrefillPhase:
         """Takes a credit for the gathered chunk; returns its sequence number within the job."""
         job = chunk.job
         sequence, job.next_sequence = job.next_sequence, job.next_sequence + 1
-        self.staged[job.key, sequence] = Staged(handle, job.start.decode, tuple(job.choices))
+        self.staged[job.key, sequence] = Staged(handle, job.start.decode, tuple(job.choices), job.start.deadline)
         self._used[job.start.decode] += 1
         return sequence
 
@@ -156,6 +157,17 @@ class PrefillPhase:
             if staged.decode == decode:
                 self.unstage(key, sequence)
                 drop(staged.handle)
+
+    def sweep(self, now: float, drop: Callable[[int], None]) -> None:
+        """Takes back staged chunks past their deadline: nobody will acknowledge them any more."""
+        for (key, sequence), staged in list(self.staged.items()):
+            if staged.deadline <= now:
+                self.unstage(key, sequence)
+                drop(staged.handle)
+
+    def next_deadline(self) -> float | None:
+        """When the first staged chunk runs out."""
+        return min((staged.deadline for staged in self.staged.values()), default=None)
 
     def end(self, job: PrefillJob, fence: int) -> None:
         """Removes the job; its own pages go back once `fence` retires. Staged chunks stay until acknowledged."""

@@ -9,6 +9,8 @@ request's age and so goes before newer ones.
 
 import bisect
 
+import msgspec
+
 from actors.context import Context
 from actors.messages import (
     GATEWAY,
@@ -33,7 +35,7 @@ from actors.messages import (
     WorkerDown,
     WorkerUp,
 )
-from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, need, never_fits
+from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, has_path, need, never_fits
 from actors.tombstones import Tombstones
 
 
@@ -111,7 +113,8 @@ class SchedulerActor:
     def _refuse_too_large(self, ctx: Context, admit: Admit) -> bool:
         reason = never_fits(self.workers.values(), admit, self._reserve_tokens(admit))
         if reason is not None:
-            self._refuse(ctx, admit.key, ErrorInfo(status=400, message=reason, code="too_large", param="n"))
+            param = "n" if len(admit.choices) > 1 else None
+            self._refuse(ctx, admit.key, ErrorInfo(status=400, message=reason, code="too_large", param=param))
         return reason is not None
 
     def _enqueue(self, admit: Admit) -> None:
@@ -153,8 +156,7 @@ class SchedulerActor:
 
     def _has_path(self) -> bool:
         """Whether some living worker decodes and some living worker prefills."""
-        roles = {view.role for view in self.workers.values() if view.alive}
-        return "mixed" in roles or {"prefill", "decode"} <= roles
+        return has_path(view.role for view in self.workers.values() if view.alive)
 
     def _refuse_all(self, ctx: Context) -> None:
         """Workers were lost for good and no path is left: nothing that waits can ever run."""
@@ -212,7 +214,7 @@ class SchedulerActor:
         grant = self.grants.get(message.key)
         if grant is not None and grant.decode == view.address and grant.prefill is None:
             del self.grants[message.key]
-            self._enqueue(grant.admit)
+            self._enqueue(msgspec.structs.replace(grant.admit, choices=tuple(sorted(grant.open))))
 
     def _end(self, ctx: Context, key: Key, choices: tuple[int, ...]) -> None:
         """Choices have ended; the grant ends with its last one."""
@@ -230,7 +232,8 @@ class SchedulerActor:
         """Takes the choices away from queue, prefill, transfer and decode."""
         for index, waiting in enumerate(self.queue):
             if waiting.key == message.key:
-                del self.queue[index]
+                left = tuple(choice for choice in waiting.choices if choice not in message.choices)
+                self.queue[index : index + 1] = [msgspec.structs.replace(waiting, choices=left)] if left else []
                 return
         grant = self.grants.get(message.key)
         if grant is None:

@@ -12,6 +12,7 @@ from actors.gateway import TextStreamFactory
 from actors.memory import Inbox, MemoryCarrier
 from actors.messages import (
     GATEWAY,
+    SCHEDULER,
     Address,
     Completed,
     Delta,
@@ -24,7 +25,9 @@ from actors.messages import (
     Message,
     Status,
     Submit,
+    WorkerDown,
 )
+from actors.placement import has_path
 from actors.supervisor import WorkerSupervisor
 from actors.wiring import CLIENT_CAPACITY, ActorSpec, SystemOptions, wire
 from runtime.engine import Engine, KvMover
@@ -38,9 +41,10 @@ _STATUS_TIMEOUT_S = 5.0
 class System:
     """Actors that run. `failure` is set once an actor died that the system cannot do without."""
 
-    def __init__(self, carrier: MemoryCarrier, specs: list[ActorSpec]) -> None:
+    def __init__(self, carrier: MemoryCarrier, specs: list[ActorSpec], topology: Topology) -> None:
         self.carrier = carrier
         self.specs = specs
+        self.topology = topology
         self.failure: ErrorInfo | None = None
         self._failed = anyio.Event()
         self._calls = itertools.count()
@@ -57,8 +61,9 @@ class System:
         inbox = self.carrier.open(address, CLIENT_CAPACITY)
         events = _Events(inbox, request.request, self)
         try:
-            if self.failure is None:
-                await self.carrier.send(GATEWAY, _submit(request, address))
+            if self.failure is None and not self.carrier.post(GATEWAY, _submit(request, address)):
+                error = ErrorInfo(status=429, message="The gateway has no room.", code="queue_full", retry_after_s=5)
+                inbox.put(Failed(request=request.request, error=error))
             yield events
         finally:
             self.carrier.close(address)
@@ -93,9 +98,21 @@ class System:
             logger.exception("%s failed", spec.address)
             reason = "; ".join(str(error) for error in errors.exceptions)
         if isinstance(spec.actor, WorkerSupervisor):
-            self.carrier.bury(spec.address)
+            self._give_up(spec.address, reason)
         else:
             self.fail(ErrorInfo(status=500, message=f"{spec.address} failed: {reason}", code="internal_error"))
+
+    def _give_up(self, worker: Address, reason: str) -> None:
+        """A worker is not coming back. Without a path from prompt to answer, neither is the system."""
+        self.carrier.bury(worker)
+        down = WorkerDown(worker=worker, reason=reason, final=True)
+        for address in (GATEWAY, SCHEDULER):
+            self.carrier.post(address, down)
+        alive = [part for part in self.topology.slices if part.name in self.carrier.inboxes]
+        if not has_path(part.role for part in alive):
+            lost = ", ".join(part.name for part in self.topology.slices if part not in alive)
+            message = f"No worker is left to serve this: {lost} failed."
+            self.fail(ErrorInfo(status=503, message=message, code="no_workers"))
 
     def fail(self, error: ErrorInfo) -> None:
         """Answers every client that waits, and from now on each that comes: nothing will come any more."""
@@ -167,12 +184,14 @@ async def running_system(
     specs = wire(engines, topology, mover, make_text, options)
     for spec in specs:
         carrier.open(spec.address, spec.capacity)
-    system = System(carrier, specs)
+    system = System(carrier, specs, topology)
     async with anyio.create_task_group() as group:
         for spec in specs:
             group.start_soon(system.run, spec, name=spec.address)
         try:
             yield system
         finally:
+            message = "The server is shutting down."
+            system.fail(ErrorInfo(status=503, message=message, code="shutting_down", retry_after_s=30))
             group.cancel_scope.cancel()
             carrier.close_lanes()

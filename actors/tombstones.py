@@ -1,4 +1,4 @@
-"""What was cancelled, remembered until its deadline, so that a start that arrives late makes no zombie."""
+"""What was cancelled, remembered at least until its deadline, so that a start that arrives late makes no zombie."""
 
 from actors.messages import Key
 

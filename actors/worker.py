@@ -83,6 +83,7 @@ class WorkerActor:
             self._announce(ctx)
             while True:
                 self._read_inbox(ctx)
+                self._sweep(ctx)
                 turn = self._plan(ctx)
                 flight = await self._execute(ctx, turn) if turn is not None else None
                 landing, self._flight = self._flight, flight
@@ -102,9 +103,26 @@ class WorkerActor:
             self.pool.retire(self._turn)
             return
         self._report(ctx)
-        message = await ctx.receive()
+        deadline = self._next_deadline()
+        message = await ctx.receive(None if deadline is None else max(0.0, deadline - ctx.now()))
         if message is not None:
             self._handle(ctx, message)
+
+    def _next_deadline(self) -> float | None:
+        deadlines = (self.decode.next_deadline(), self.prefill.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _sweep(self, ctx: Context) -> None:
+        """Gives up leases and staged chunks whose time has run out; all other ways of ending them have failed."""
+        deadline = self._next_deadline()
+        if deadline is None or deadline > ctx.now():
+            return
+        self.prefill.sweep(ctx.now(), ctx.arrays.drop)
+        for lease in self.decode.expired(ctx.now()):
+            self.decode.drop(lease, self._next_fence)
+            self._give_up(
+                ctx, lease.reserve.key, lease.reserve.choices, "the lease ran out before the sequence started"
+            )
 
     # --- inbox
 

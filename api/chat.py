@@ -11,7 +11,7 @@ from api.checks import whole_in_range
 from api.logprobs import chat_logprobs
 from api.model import ApiSettings, ServedModel
 from api.schema import ChatBody, ChatMessage, ToolCall, decode_body
-from api.validate import Job, MaxTokens, Prompt, check_model, make_job
+from api.validate import Job, MaxTokens, check_model, encode_prompt, make_job
 from runtime.errors import RequestError
 from runtime.sampling_params import MAX_LOGPROBS
 
@@ -24,7 +24,7 @@ def prepare_chat(data: bytes, model: ServedModel, settings: ApiSettings) -> Job:
     check_model(body.model, model)
     logprobs = _num_logprobs(body)
     _check_response_format(body)
-    prompt = Prompt("messages", model.tokenizer.encode(_render(body, model)))
+    prompt = encode_prompt("messages", _render(body, model), model)
     if body.max_completion_tokens is not None:
         max_tokens = MaxTokens(param="max_completion_tokens", asked=body.max_completion_tokens)
     else:

@@ -1,6 +1,6 @@
 """Checks of single values, with one wording: the field, what is allowed, what came."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from runtime.errors import RequestError
 
@@ -30,10 +30,13 @@ def shown(value: int) -> str:
     return str(value) if -_SHOWN < value < _SHOWN else "a number beyond 64 bits"
 
 
-def check_token_ids(param: str, tokens: Iterable[int], vocab_size: int) -> None:
-    """Refuses ids outside the model's vocabulary."""
-    for token in tokens:
-        if not 0 <= token < vocab_size:
-            raise RequestError(
-                f"{param}: token id {shown(token)} is not in the vocabulary of {vocab_size} tokens", param=param
-            )
+def check_token_ids(param: str, tokens: Sequence[int], vocab_size: int) -> None:
+    """Refuses ids outside the model's vocabulary, naming the lowest or else the highest."""
+    if not tokens:
+        return
+    lowest, highest = min(tokens), max(tokens)
+    if lowest < 0 or highest >= vocab_size:
+        token = lowest if lowest < 0 else highest
+        raise RequestError(
+            f"{param}: token id {shown(token)} is not in the vocabulary of {vocab_size} tokens", param=param
+        )

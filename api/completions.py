@@ -9,10 +9,9 @@ from api.checks import whole_in_range
 from api.logprobs import LegacyLogprobs
 from api.model import ApiSettings, ServedModel
 from api.schema import CompletionBody, decode_body
-from api.validate import Job, MaxTokens, Prompt, check_model, make_job
+from api.validate import Job, MaxTokens, Prompt, check_model, encode_prompt, make_job
 from runtime.errors import RequestError
 from runtime.sampling_params import MAX_LOGPROBS
-from runtime.tokens import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
@@ -35,7 +34,7 @@ def _prompts(prompt: str | list[str | int | list[int]] | None, model: ServedMode
     if not prompt:
         raise RequestError("prompt: must not be empty", param="prompt")
     if isinstance(prompt, str):
-        return [Prompt("prompt", _encode(prompt, model.tokenizer))]
+        return [_prompt("prompt", prompt, model)]
     ids = [item for item in prompt if isinstance(item, int)]
     if len(ids) == len(prompt):
         return [Prompt("prompt", ids)]
@@ -45,17 +44,13 @@ def _prompts(prompt: str | list[str | int | list[int]] | None, model: ServedMode
         raise RequestError(
             f"prompt: at most {model.max_answers} prompts in one request, got {len(prompt)}", param="prompt"
         )
-    return [_prompt(f"prompt[{index}]", item, model.tokenizer) for index, item in enumerate(prompt)]
+    return [_prompt(f"prompt[{index}]", item, model) for index, item in enumerate(prompt)]
 
 
-def _prompt(param: str, item: str | int | list[int], tokenizer: Tokenizer) -> Prompt:
+def _prompt(param: str, item: str | int | list[int], model: ServedModel) -> Prompt:
     if isinstance(item, str):
-        return Prompt(param, _encode(item, tokenizer))
+        return encode_prompt(param, item, model, add_special_tokens=True)
     return Prompt(param, item if isinstance(item, list) else [item])
-
-
-def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=True)
 
 
 class CompletionAnswer(Answer):

@@ -5,6 +5,7 @@ failures that the gateway reports, and the server's own faults, of which clients
 happened.
 """
 
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -55,8 +56,10 @@ async def send_json(
 
 
 async def send_error(send: Send, error: ErrorInfo) -> None:
-    """Sends an error as a whole response."""
+    """Sends an error as a whole response. A connection whose request never came to its end is closed after it."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if error.retry_after_s is not None:
         headers = ((b"retry-after", str(error.retry_after_s).encode()),)
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers = (*headers, (b"connection", b"close"))
     await send_json(send, error_body(error), status=error.status, headers=headers)

@@ -51,7 +51,7 @@ class GenerateEndpoint:
             await send_error(send, _not_ready(state))
             return
         try:
-            data = await read_body(receive, self._settings.max_body_bytes)
+            data = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout_s)
             if data is None:
                 return
             job = await anyio.to_thread.run_sync(
@@ -72,8 +72,14 @@ class GenerateEndpoint:
             await send_whole(send, self._client, answer)
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
+async def read_body(receive: Receive, max_bytes: int, timeout_s: float) -> bytes | None:
     """The request's body, or None when the client went away before its end."""
+    with anyio.move_on_after(timeout_s):
+        return await _read_parts(receive, max_bytes)
+    raise RequestError(f"the body did not arrive within {timeout_s:g} seconds", status=408, code="request_timeout")
+
+
+async def _read_parts(receive: Receive, max_bytes: int) -> bytes | None:
     parts: list[bytes] = []
     size = 0
     while True:

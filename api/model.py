@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from runtime import __version__
+from runtime.model_config import GenerationDefaults
 from runtime.tokens import Tokenizer
 
 ServerState = Literal["starting", "ready", "draining"]
@@ -18,16 +19,6 @@ ServerState = Literal["starting", "ready", "draining"]
 def draw_os_seed() -> int:
     """A seed for a request that brought none, from the operating system's source."""
     return secrets.randbits(63)
-
-
-class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling of a request that does not say; a model's `generation_config.json` may set its own."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +48,11 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.max_context_tokens, self.max_request_tokens)
 
     @property
+    def holder(self) -> str:
+        """What `max_total_tokens` comes from, for messages."""
+        return "context" if self.max_total_tokens == self.max_context_tokens else "KV pool"
+
+    @property
     def system_fingerprint(self) -> str:
         """Changes when answers to the same seed may change."""
         return f"runtime-{__version__}"
@@ -70,10 +66,14 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Knobs of the HTTP edge. Without `api_keys` everybody is let in, whatever header they send."""
+    """Knobs of the HTTP edge. Without `api_keys` everybody is let in, whatever header they send.
+
+    `body_timeout_s` bounds the time from a request's head to the end of its body.
+    """
 
     api_keys: tuple[str, ...] = ()
     max_body_bytes: int = 16 * 2**20
+    body_timeout_s: float = 60.0
     ping_interval_s: float = 15.0
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0

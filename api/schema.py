@@ -1,12 +1,14 @@
 """The JSON bodies that clients send: which fields are known and of which types.
 
 Decoding checks types only; `validate` checks values. Every field may be absent or null. Fields that are not
-listed are ignored and logged once each: clients send many that do not concern a server. Fields that would
-change the answer but are not built yet are listed in `UNSUPPORTED` and refused by name.
+listed are ignored, for clients send many that do not concern a server; a body's own ones are logged at level INFO,
+each name once per process. Fields that would change the answer but are not built yet are listed in `UNSUPPORTED`
+and refused by name.
 """
 
 import logging
 import re
+import threading
 from typing import Any, TypeVar
 
 import msgspec
@@ -122,7 +124,10 @@ _DECODERS: dict[type[SamplingBody], msgspec.json.Decoder[Any]] = {
 }
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+_MAX_LOGGED = 1000
+_MAX_LOGGED_CHARS = 100
 _logged: set[str] = set()
+_logged_lock = threading.Lock()
 
 
 def decode_body(data: bytes, body_type: type[Body]) -> Body:
@@ -138,7 +143,7 @@ def decode_body(data: bytes, body_type: type[Body]) -> Body:
         raise RequestError("the body is nested too deeply", code="invalid_json") from error
     except msgspec.DecodeError as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
-    if logger.isEnabledFor(logging.DEBUG):
+    if logger.isEnabledFor(logging.INFO):
         _log_unknown(data, body_type)
     return body
 
@@ -159,10 +164,11 @@ def _json_name(name: str) -> str:
 
 
 def _log_unknown(data: bytes, body_type: type[SamplingBody]) -> None:
-    """Logs each unknown field's name once per process."""
+    """Logs the name of each unknown field of the body once per process: its beginning, and the first names only."""
     known = body_type.__struct_fields__
-    unknown = [name for name in msgspec.json.decode(data, type=dict[str, msgspec.Raw]) if name not in known]
-    for name in unknown:
-        if name not in _logged and len(_logged) < 1000:
-            _logged.add(name)
-            logger.debug("ignoring the unknown request field %r", name[:100])
+    sent = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    with _logged_lock:
+        for name in (name[:_MAX_LOGGED_CHARS] for name in sent if name not in known):
+            if name not in _logged and len(_logged) < _MAX_LOGGED:
+                _logged.add(name)
+                logger.info("ignoring the unknown request field %r", name)

@@ -1,8 +1,8 @@
 """Turns a decoded body and its prompts into a `Job`: after this nothing is optional and nothing is absurd.
 
 Runs in a worker thread before the gateway hears of the request. A refusal is a `RequestError` that names the
-field, its value and what is allowed. The two endpoints bring their prompts as tokens and their logprobs as a
-number; all else is shared and happens here.
+field, its value and what is allowed. The two endpoints bring their prompts as tokens, made by `encode_prompt`
+where they came as text, and their logprobs as a number; all else is shared and happens here.
 """
 
 import time
@@ -52,6 +52,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool
     continuous_usage: bool
     logprobs: int | None
+
+
+def encode_prompt(param: str, text: str, model: ServedModel, *, add_special_tokens: bool = False) -> Prompt:
+    """The prompt that a text makes. One that no tokens of the context could hold is refused without encoding it."""
+    limit = model.max_total_tokens
+    if len(text) > limit * model.tokenizer.longest_token_bytes:
+        raise _too_long(
+            param, f"the text of {len(text)} characters is too long for the {model.holder} of {limit} tokens"
+        )
+    return Prompt(param, model.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
 def make_job(
@@ -156,14 +166,13 @@ def _token_budget(prompt: Prompt, max_tokens: MaxTokens, model: ServedModel) -> 
     """How many tokens may be generated; refuses what does not fit into the context or the pool."""
     if not prompt.tokens:
         raise RequestError(f"{prompt.param}: the prompt is empty", param=prompt.param)
-    check_token_ids(prompt.param, prompt.tokens, model.vocab_size)
-    asked, length, limit = max_tokens.asked, len(prompt.tokens), model.max_total_tokens
-    holder = "context" if limit == model.max_context_tokens else "KV pool"
+    asked, length, limit, holder = max_tokens.asked, len(prompt.tokens), model.max_total_tokens, model.holder
     room = limit - length
     if room < 1:
         raise _too_long(
             prompt.param, f"a prompt of {length} tokens leaves no room for an answer in the {holder} of {limit}"
         )
+    check_token_ids(prompt.param, prompt.tokens, model.vocab_size)
     if asked is None:
         return room if max_tokens.default is None else min(max_tokens.default, room)
     if asked < 1:

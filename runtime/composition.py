@@ -17,7 +17,7 @@ from actors.messages import ErrorInfo
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
 from api.app import create_app
-from api.model import ApiSettings, GenerationDefaults, Readiness, ServedModel, draw_os_seed
+from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
 from runtime.cli.console import Report
 from runtime.devices import check_fits, choose_platform, find_devices
 from runtime.engine import Engine, KvMover
@@ -104,7 +104,6 @@ class _Gate:
 
 def _served_model(loaded: Loaded) -> ServedModel:
     plan, seed = loaded.plan, loaded.plan.settings.random_seed
-    stated = msgspec.structs.asdict(plan.generation)
     specs = [engine.spec for engine in loaded.engines.values()]
     return ServedModel(
         names=(plan.name,),
@@ -115,7 +114,7 @@ def _served_model(loaded: Loaded) -> ServedModel:
         vocab_size=plan.config.vocab_size,
         eos_token_ids=plan.config.eos_token_ids,
         created=int(time.time()),
-        defaults=GenerationDefaults(**{key: value for key, value in stated.items() if value is not None}),
+        defaults=plan.generation,
         draw_seed=draw_os_seed if seed is None else partial(Random(seed).getrandbits, 63),
     )
 

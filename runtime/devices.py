@@ -1,6 +1,7 @@
 """Which accelerator this process uses.
 
-jax reads its environment once, so `choose_platform` runs before jax is imported. The platform is always
+jax reads its environment once, so `choose_platform` runs before jax is imported; what can be refused without jax is
+refused by `resolve_platform`, which changes nothing and can be asked as early as one likes. The platform is always
 named: with libtpu installed, jax on a machine without a TPU complains loudly when it has to guess. A CPU is
 split into one virtual device per device of the topology.
 """
@@ -25,21 +26,37 @@ _PLUGINS: dict[str, tuple[str, ...]] = {
     "tpu": ("libtpu",),
     "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin"),
 }
-_NODES: dict[str, tuple[str, ...]] = {"tpu": ("accel*", "vfio/[0-9]*"), "gpu": ("nvidia[0-9]*",)}
+_NODES: dict[str, tuple[str, ...]] = {"tpu": ("accel*", "vfio/[0-9]*"), "gpu": ("nvidia[0-9]*", "dxg")}
 _ALIASES: dict[str, Platform] = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 
 
-def choose_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
-    """Picks the platform and sets the environment that jax reads when it is imported.
+def resolve_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
+    """The platform, checked as far as that is possible without jax; nothing is changed.
 
-    `JAX_PLATFORMS` from the operator wins over `auto` and must not contradict an explicit kind. What is
-    already in `XLA_FLAGS` stays, a device count among it. Raises UsageError.
+    `JAX_PLATFORMS` from the operator wins over `auto` and must not contradict an explicit kind. Raises UsageError
+    when the machine has no such accelerator or when a CPU has too few virtual devices for the topology.
     """
     wanted = os.environ.get("JAX_PLATFORMS", "")
-    platform = _resolve(kind, wanted)
+    platform = _named(kind, wanted)
+    if platform != "cpu" and not _is_there(platform):
+        named_by = "" if kind == platform else f", which JAX_PLATFORMS={wanted} names"
+        raise UsageError(
+            f"--device {platform}{named_by}: this machine shows no {platform} or jax has no plugin for it; allowed: cpu"
+        )
+    if platform == "cpu" and topology is not None:
+        _check_virtual(topology)
+    return platform
+
+
+def choose_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
+    """The platform, with the environment set that jax reads when it is imported.
+
+    What is already in `XLA_FLAGS` stays, a device count among it. Raises UsageError as `resolve_platform` does.
+    """
+    platform = resolve_platform(kind, topology)
     if platform == "cpu":
         _split_cpu(topology.num_devices if topology is not None else 2)
-    if not wanted:
+    if not os.environ.get("JAX_PLATFORMS"):
         os.environ["JAX_PLATFORMS"] = _JAX_PLATFORMS[platform]
     return platform
 
@@ -74,7 +91,7 @@ def free_host_bytes() -> int:
     return int(match[1]) * 1024 if match else 0
 
 
-def _resolve(kind: DeviceKind, wanted: str) -> Platform:
+def _named(kind: DeviceKind, wanted: str) -> Platform:
     named = _ALIASES.get(wanted.split(",")[0])
     if kind == "auto":
         return named or _probe()
@@ -84,20 +101,34 @@ def _resolve(kind: DeviceKind, wanted: str) -> Platform:
 
 
 def _probe() -> Platform:
-    """An accelerator counts when the machine shows its device node and jax has the plugin for it."""
     for platform in ("tpu", "gpu"):
-        nodes = any(any(Path("/dev").glob(pattern)) for pattern in _NODES[platform])
-        if nodes and any(find_spec(plugin) is not None for plugin in _PLUGINS[platform]):
+        if _is_there(platform):
             return _ALIASES[platform]
     return "cpu"
 
 
+def _is_there(platform: str) -> bool:
+    """An accelerator counts when the machine shows its device node and jax has the plugin for it."""
+    plugged = any(find_spec(plugin) is not None for plugin in _PLUGINS[platform])
+    if platform == "tpu" and os.environ.get("TPU_LIBRARY_PATH"):
+        plugged = True
+    return plugged and any(any(Path("/dev").glob(pattern)) for pattern in _NODES[platform])
+
+
+def _check_virtual(topology: Topology) -> None:
+    """Raises UsageError when the CPU is not, or cannot be, split into as many devices as the slices need."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    given = re.findall(rf"{_COUNT_FLAG}=(\d{{1,9}})\b", flags)
+    if given:
+        check_fits(topology, int(given[-1]), "cpu")
+    elif _COUNT_FLAG not in flags and topology.num_devices > MAX_VIRTUAL_DEVICES:
+        raise UsageError(
+            f"--topology {str(topology)!r}: needs {topology.num_devices} devices; "
+            f"allowed: at most {MAX_VIRTUAL_DEVICES} virtual ones on a CPU"
+        )
+
+
 def _split_cpu(num_devices: int) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
-    if _COUNT_FLAG in flags:
-        return
-    if num_devices > MAX_VIRTUAL_DEVICES:
-        raise UsageError(
-            f"--topology: needs {num_devices} devices; allowed: at most {MAX_VIRTUAL_DEVICES} virtual ones on a CPU"
-        )
-    os.environ["XLA_FLAGS"] = f"{flags} {_COUNT_FLAG}={num_devices}".strip()
+    if _COUNT_FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_COUNT_FLAG}={num_devices}".strip()

@@ -51,11 +51,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's own sampling defaults; None where it states none."""
+    """Sampling of a request that does not say. The values here hold where the model states none of its own.
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    Temperature 0 is greedy; `top_k` 0 and -1 are off.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 def load_model_config(folder: Path) -> ModelConfig:
@@ -94,26 +99,48 @@ def load_model_config(folder: Path) -> ModelConfig:
 
 
 def load_generation_defaults(folder: Path) -> GenerationDefaults:
-    """Reads generation_config.json; all None if there is none.
+    """Reads the sampling defaults of generation_config.json, if there is one.
+
+    `do_sample: false` makes temperature 0 the default, whatever temperature the file gives, so that a request
+    is answered greedily unless it brings a temperature of its own. Without `do_sample` the file's temperature
+    holds. Values may be what a client may ask for.
 
     Raises:
-        UsageError: the file is not JSON or a value is out of range; one line.
+        UsageError: the file is not JSON, or a value is of a wrong type or out of range; one line.
     """
     generation = _generation(folder)
     if generation is None:
         return GenerationDefaults()
-    temperature, top_p, top_k = (generation.get(key) for key in ("temperature", "top_p", "top_k"))
-    if temperature == 0:
-        temperature = 0.0
-    elif temperature is not None:
-        temperature = generation.positive("temperature")
-    if top_p is not None:
-        top_p = generation.positive("top_p")
-        if top_p > 1:
-            raise generation.refuse("top_p", "it must lie above 0 and at most at 1")
-    if top_k is not None and top_k not in (0, -1):
-        top_k = generation.count("top_k")
-    return GenerationDefaults(temperature=temperature, top_p=top_p, top_k=top_k)
+    plain = GenerationDefaults()
+    temperature = _number(generation, "temperature", 0, 2, plain.temperature)
+    top_p = _number(generation, "top_p", 0, 1, plain.top_p)
+    if top_p == 0:
+        raise generation.refuse("top_p", "it must be above 0 and at most 1")
+    return GenerationDefaults(
+        temperature=temperature if generation.flag("do_sample", True) else 0.0,
+        top_p=top_p,
+        top_k=_top_k(generation, plain.top_k),
+        min_p=_number(generation, "min_p", 0, 1, plain.min_p),
+        repetition_penalty=_number(generation, "repetition_penalty", 0.01, 10, plain.repetition_penalty),
+    )
+
+
+def _number(generation: JsonObject, key: str, low: float, high: float, default: float) -> float:
+    value = generation.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise generation.refuse(key, f"it must be a number between {low:g} and {high:g}")
+    return float(value)
+
+
+def _top_k(generation: JsonObject, default: int) -> int:
+    value = generation.get("top_k")
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < -1:
+        raise generation.refuse("top_k", "it must be a positive integer, or 0 or -1 for off")
+    return value
 
 
 def _generation(folder: Path) -> JsonObject | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from runtime.demo import MODEL_DIR
+from runtime.devices import resolve_platform
 from runtime.engine import EngineSpec
 from runtime.errors import UsageError
 from runtime.model_config import GenerationDefaults, ModelConfig, load_generation_defaults, load_model_config
@@ -40,7 +41,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_plan(settings: Settings) -> Plan:
-    """Reads the folder's descriptions. Raises UsageError."""
+    """Checks the settings against the machine and reads the folder's descriptions. Raises UsageError."""
+    settings.sizes_for(resolve_platform(settings.device, settings.parsed_topology()))
     folder = MODEL_DIR if settings.model is None else Path(settings.model).expanduser()
     if not folder.is_dir():
         raise UsageError(f"--model {str(folder)!r}: no such folder; allowed: a local model folder, not a hub name")

@@ -1,12 +1,14 @@
 """The safetensors files of a model folder, memory-mapped: names, shapes and views of tensors, nothing copied.
 
 Format: 8 bytes of little-endian header length, a JSON header with each tensor's dtype, shape and byte range,
-then the data. Files are checked when they are opened, before anything of them is used: a truncated download
-or a missing shard is a CheckpointError of one line.
+then the data. Files are checked when they are opened, before anything of them is used: a truncated download,
+a missing shard or one that cannot be read is a CheckpointError of one line.
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,14 @@ class StoredTensor(msgspec.Struct, frozen=True, kw_only=True):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def view(self) -> np.ndarray:
-        """The tensor as a read-only view of its mapped byte range; nothing is read yet."""
+        """The tensor as a read-only view of its mapped byte range; nothing is read yet.
+
+        Raises CheckpointError if the file can no longer be mapped.
+        """
         if self.num_bytes == 0:
             return np.zeros(self.shape, self.dtype)
-        raw = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.num_bytes,))
+        with _told(self.file):
+            raw = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.num_bytes,))
         return raw.view(self.dtype).reshape(self.shape)
 
 
@@ -53,10 +59,13 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
 
     Raises:
         UsageError: the folder or the index is missing or the index is not JSON.
-        CheckpointError: no weights, a missing shard, a truncated file, a bad header or an unsupported type.
+        CheckpointError: no weights, a missing shard, a file that cannot be read, a truncated one, a bad header or an
+            unsupported type.
     """
     tensors: dict[str, StoredTensor] = {}
-    for file in _files(folder):
+    with _told(folder):
+        files = _files(folder)
+    for file in files:
         for name, tensor in read_header(file).items():
             if name in tensors:
                 raise CheckpointError(f"{file}: tensor {name} is also in {tensors[name].file.name}")
@@ -65,8 +74,11 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file. Raises CheckpointError if the file is truncated or not a safetensors file."""
-    with file.open("rb") as stream:
+    """The tensors of one file.
+
+    Raises CheckpointError if the file cannot be read, is truncated or is not a safetensors file.
+    """
+    with _told(file), file.open("rb") as stream:
         file_bytes = file.stat().st_size
         prefix = stream.read(8)
         header_bytes = int.from_bytes(prefix, "little")
@@ -80,6 +92,15 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if end > file_bytes:
         raise CheckpointError(f"{file} is truncated: its tensors need {end} bytes, it has {file_bytes}")
     return tensors
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the operating system refuses, as a CheckpointError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -88,7 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return None
         topology = parse_topology(self.topology, self.tp_size)
         if any(len(part.devices) > 1 for part in topology.slices):
-            raise UsageError(f"--topology {self.topology!r}: {_NO_TP}")
+            raise UsageError(f"--topology {str(topology)!r}: {_NO_TP}")
         return topology
 
 

@@ -42,7 +42,9 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
-        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        self._longest = max((len(self._bytes(content, token)) for content, token in vocabulary.items()), default=1)
         self._pieces: dict[int, bytes] = {}
 
     @classmethod
@@ -61,8 +63,19 @@ class Tokenizer:
             raise UsageError(f"{folder}: cannot load the tokenizer: {reason or type(error).__name__}") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Tokens of `text`. A rendered chat brings its own special tokens; a plain prompt asks for them."""
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Tokens of `text`. A rendered chat brings its own special tokens; a plain prompt asks for them.
+
+        Other threads go on meanwhile: the backend lets go of the interpreter for a batch, but not for one text.
+        """
+        return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    @property
+    def longest_token_bytes(self) -> int:
+        """Bytes of the longest token: no more characters of a text than that become a single token.
+
+        A text may still have more when the tokenizer drops or merges characters before it cuts the rest.
+        """
+        return self._longest
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens` without special tokens."""
@@ -83,15 +96,17 @@ class Tokenizer:
 
     def _make_piece(self, token: int) -> bytes:
         content = self._backend.id_to_token(token)
-        if content is None:
-            return b""
+        return b"" if content is None else self._bytes(str(content), token)
+
+    def _bytes(self, content: str, token: int) -> bytes:
+        """Bytes behind a vocabulary's spelling of a token."""
         if self._byte_level and all(ord(char) in _ALPHABET for char in content):
-            return str(content).translate(_ALPHABET).encode("latin-1")
+            return content.translate(_ALPHABET).encode("latin-1")
         if self._byte_level or token in self._added_ids:
-            return str(content).encode()
+            return content.encode()
         if match := _BYTE_TOKEN.fullmatch(content):
             return bytes.fromhex(match[1])
-        return str(content).replace("\u2581", " ").encode()
+        return content.replace("\u2581", " ").encode()
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None

@@ -1,7 +1,7 @@
 """Topologies: which slices there are, what role each plays and how many devices it has.
 
 Grammar: `ROLE=COUNT[xTP]` joined by commas; roles `prefill`, `decode`, `mixed`. `prefill=2x1,decode=1x2` is two
-prefill slices of one device and one decode slice of two.
+prefill slices of one device and one decode slice of two. COUNT and TP go up to 4096.
 """
 
 import re
@@ -13,6 +13,14 @@ from runtime.errors import UsageError
 
 Role = Literal["prefill", "decode", "mixed"]
 ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
+MAX_COUNT = 4096
+"""Slices of one role, and devices of one slice."""
+
+MAX_DEVICES = 1 << 16
+"""Devices of all slices together."""
+
+_MAX_DIGITS = 9
+_MAX_SHOWN = 80
 _PART = re.compile(r"(?P<role>[a-z]+)=(?P<count>[0-9]+)(?:x(?P<tp>[0-9]+))?")
 
 
@@ -53,18 +61,21 @@ def parse_topology(text: str, default_tp: int = 1) -> Topology:
     for part in text.split(","):
         match = _PART.fullmatch(part.strip())
         if match is None or match["role"] not in ROLES:
-            raise UsageError(_complaint(text, f"{part.strip()!r} is not ROLE=COUNT[xTP]"))
+            raise UsageError(_complaint(text, f"{_shown(part.strip())} is not ROLE=COUNT[xTP]"))
         role: Role = next(name for name in ROLES if name == match["role"])
-        count, tp = int(match["count"]), int(match["tp"] or default_tp)
         if role in counts:
             raise UsageError(_complaint(text, f"{role} is given twice"))
-        if count < 1 or tp < 1:
-            raise UsageError(_complaint(text, f"{part.strip()!r} has a count or TP below 1"))
+        count, tp = _number(match["count"]), default_tp if match["tp"] is None else _number(match["tp"])
+        if not (1 <= count <= MAX_COUNT and 1 <= tp <= MAX_COUNT):
+            shown = _shown(part.strip())
+            raise UsageError(_complaint(text, f"{shown} has a count or TP that is not from 1 to {MAX_COUNT}"))
         counts[role] = (count, tp)
     if "mixed" in counts and len(counts) > 1:
         raise UsageError(_complaint(text, "mixed goes alone"))
     if "mixed" not in counts and len(counts) < 2:
         raise UsageError(_complaint(text, "prefill and decode go together"))
+    if sum(count * tp for count, tp in counts.values()) > MAX_DEVICES:
+        raise UsageError(_complaint(text, f"it needs more than {MAX_DEVICES} devices"))
     return _place(counts)
 
 
@@ -85,8 +96,17 @@ def _place(counts: dict[Role, tuple[int, int]]) -> Topology:
     return Topology(tuple(slices))
 
 
+def _number(digits: str) -> int:
+    """The number, or 0, which is never allowed, for more digits than any allowed one has."""
+    return int(digits) if len(digits) <= _MAX_DIGITS else 0
+
+
 def _complaint(text: str, reason: str) -> str:
     return (
-        f"--topology {text!r}: {reason}; allowed: prefill=P[xTP],decode=D[xTP] or mixed=N[xTP] "
-        "with P, D, N, TP at least 1"
+        f"--topology {_shown(text)}: {reason}; allowed: prefill=P[xTP],decode=D[xTP] or mixed=N[xTP] "
+        f"with P, D, N, TP from 1 to {MAX_COUNT}"
     )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")

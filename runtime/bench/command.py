@@ -22,7 +22,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with mistakes raised as one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        told = message.replace("unrecognized arguments:", "unknown flag").removeprefix("argument ")
+        if "allowed:" not in told:
+            told += "; allowed: the flags and values that `runtime bench --help` lists"
+        raise UsageError(told)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= most:
+        if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{text!r}: allowed: a whole number from 1 to {most}")
         return int(text)
 

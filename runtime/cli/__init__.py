@@ -25,7 +25,13 @@ usage: runtime COMMAND [FLAGS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, or 2 when the operator asked for something impossible."""
+    """Runs one command and returns its exit code; a process that must end at once exits with its code itself.
+
+    0: done, or a server that a signal stopped while it loaded or after it drained.
+    1: the server failed, its shutdown took too long, or nobody reads the output of a command that only prints.
+    2: the operator asked for something impossible; one line on standard error says what and what is allowed.
+    128+n: ended at once by signal n: the second SIGTERM (143) or Ctrl-C (130) of a server, the first Ctrl-C otherwise.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_HELP)

@@ -1,11 +1,13 @@
 """What the operator sees while the server starts: rich progress bars on a terminal, plain lines in a log."""
 
 import contextlib
+import io
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import IO, Any, Literal, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,10 +18,14 @@ Advance = Callable[[int, int], None]
 
 
 class Report:
-    """Start-up output on standard output. Without a terminal every line is complete, plain and flushed."""
+    """Start-up output on standard output. Without a terminal every line is complete, plain and flushed.
+
+    Nothing is raised when nobody reads it, as in `runtime up | head -3`: the rest is not shown and serving goes on.
+    """
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._output = _Output(sys.stdout or io.StringIO())  # a process can be started without one
+        self._console = Console(file=cast(IO[str], self._output), highlight=False, soft_wrap=True)
 
     @property
     def is_terminal(self) -> bool:
@@ -31,8 +37,8 @@ class Report:
         if self.is_terminal:
             self._console.print(text, style=style, markup=False)
         else:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            self._output.write(text + "\n")
+            self._output.flush()
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
         """Names and values in two columns."""
@@ -55,6 +61,39 @@ class Report:
         with Progress(*columns, console=self._console) as bars:
             task = bars.add_task(what, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+class _Output:
+    """A text stream that drops what cannot be written, from the first failure on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Takes all of the text."""
+        try:
+            self._stream.write(text)
+        except OSError:
+            self._discard()
+        return len(text)
+
+    def flush(self) -> None:
+        """Passes on what was written."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._discard()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _discard(self) -> None:
+        """Sends the rest nowhere: what is still buffered, and what Python flushes when the process ends, as well."""
+        with contextlib.suppress(OSError):
+            target = self._stream.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, target)
+            os.close(nowhere)
 
 
 class _Counter:

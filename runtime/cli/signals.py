@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT: the first one asks the server to drain, the second one ends the process at once."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -55,9 +56,15 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def leave_after(delay_s: float, code: int) -> threading.Timer:
-    """A safety net for shutdown: ends the process after a delay unless it is cancelled."""
-    timer = threading.Timer(delay_s, leave, (code,))
+def leave_after(delay_s: float, code: int, reason: str) -> threading.Timer:
+    """A safety net for shutdown: gives the reason and ends the process after a delay unless it is cancelled."""
+
+    def give_up() -> None:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            sys.stderr.write(f"{reason}\n")
+        leave(code)
+
+    timer = threading.Timer(delay_s, give_up)
     timer.daemon = True
     timer.start()
     return timer

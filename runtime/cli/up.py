@@ -1,8 +1,8 @@
-"""`runtime up`: the life of a server process from the flags to exit code 0.
+"""`runtime up`: the life of a server process from the flags to its exit code.
 
-The port is taken first, so that a busy one costs no loading; while the model loads, `/health` says "starting".
-The first SIGTERM or Ctrl-C drains: new requests get 503, running ones finish or run out of time. The second one ends
-the process at once.
+What can be checked without jax is checked first. Then the port is taken, so that a busy one costs no loading; while
+the model loads, `/health` says "starting". The first SIGTERM or Ctrl-C drains: new requests get 503, running ones
+finish or run out of time. The second one ends the process at once.
 """
 
 import gc
@@ -25,7 +25,7 @@ from runtime.plan import Plan, make_plan
 from runtime.settings import Settings
 
 _EXIT_GRACE_S = 20.0
-"""What shutting down may take on top of the drain timeout before the process is ended regardless."""
+"""What shutting down may take on top of the drain timeout before the process is ended regardless, with code 1."""
 
 
 def up(settings: Settings) -> int:
@@ -91,14 +91,17 @@ async def _live(
         gc.freeze()
         greeting.say(report, loaded)
         failure = await _until_stop_or_failure(service, stop)
+        limit_s = _EXIT_GRACE_S + (settings.drain_timeout_s if failure is None else 0)
+        safety_net = leave_after(limit_s, 1, f"runtime up: not stopped after {limit_s:g} s; ending the process")
         if failure is not None:
             report.line(f"Failed: {failure.message}")
-            return 1
-        safety_net = leave_after(settings.drain_timeout_s + _EXIT_GRACE_S, 0)
-        report.line(f"Draining: running requests get up to {settings.drain_timeout_s:g} s.")
-        if not await service.drain(settings.drain_timeout_s):
-            report.line("Drain timeout: the requests that were still running are cut off.")
+        else:
+            report.line(f"Draining: running requests get up to {settings.drain_timeout_s:g} s.")
+            if not await service.drain(settings.drain_timeout_s):
+                report.line("Drain timeout: the requests that were still running are cut off.")
     safety_net.cancel()
+    if failure is not None:
+        return 1
     report.line("Stopped.")
     return 0
 

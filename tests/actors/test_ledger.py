@@ -75,12 +75,14 @@ def test_nothing_is_accepted_after_the_end() -> None:
     assert list(choice.accept(_sampled(1, 8))) == []
 
 
-def test_a_gap_that_does_not_close_is_a_bug_and_bounded() -> None:
+def test_parking_is_bounded_and_a_gap_that_does_not_close_is_noticed() -> None:
     choice = _open(Ledger()).choices[0]
-    for index in range(1, MAX_PARKED_TOKENS + 1):
-        list(choice.accept(_sampled(index, index)))
-    with pytest.raises(AssertionError, match="does not close"):
-        list(choice.accept(_sampled(MAX_PARKED_TOKENS + 1, 0)))
+    for index in range(1, MAX_PARKED_TOKENS + 9):
+        assert choice.is_stuck == (index > MAX_PARKED_TOKENS)
+        assert list(choice.accept(_sampled(index, index))) == []
+    assert len(choice.parked) == MAX_PARKED_TOKENS
+    choice.raise_attempt()
+    assert not choice.is_stuck
 
 
 def test_deadlines_bound_the_queue_then_the_lack_of_progress() -> None:

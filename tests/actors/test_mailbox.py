@@ -40,9 +40,3 @@ def test_each_class_has_its_own_room() -> None:
     assert box.overflowed
     assert box.put(Disconnect(request="r")), "a flood of work leaves room for a cancel"
     assert len(box) == 2
-
-
-def test_clear_counts_what_it_drops() -> None:
-    box = _box()
-    box.put(_work(1))
-    assert (box.clear(), len(box)) == (1, 0)

@@ -69,11 +69,11 @@ def test_no_credit_no_chunk_for_that_destination_alone() -> None:
     assert phase.stage(stuck, handle=7) == 0
     phase.dispatched(fine)
     phase.stage(fine, handle=8)
-    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), (0,))
+    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), (0,), 1.0)
     phase.add(_job("stuck2", 8, order=2))
     phase.add(_job("fine2", 8, order=3, decode="decode.1"))
     assert [chunk.job.key.request for chunk in phase.plan()] == ["fine2"]
-    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), (0,))
+    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), (0,), 1.0)
     assert phase.unstage(stuck.job.key, 0) is None, "a credit comes back once"
     assert [chunk.job.key.request for chunk in phase.plan()] == ["stuck2", "fine2"]
 
@@ -187,6 +187,22 @@ def test_growth_writes_the_page_table_and_the_youngest_makes_room() -> None:
     chosen, writes, preempted = phase.plan(3)
     assert chosen == [old]
     assert writes == [PageWrite(old.row, 8, old.pages[8])]
+
+
+def test_leases_and_staged_chunks_run_out() -> None:
+    decode, _, _ = _decode()
+    lease = decode.reserve(_reserve("a", 6))
+    assert decode.next_deadline() == 1.0
+    assert decode.expired(0.9) == []
+    assert decode.expired(1.0) == [lease]
+    phase, dropped = _prefill(staged=1), list[int]()
+    phase.add(_job("a", 8, order=0))
+    (chunk,) = phase.plan()
+    phase.stage(chunk, handle=7)
+    phase.sweep(0.9, dropped.append)
+    assert (dropped, phase.credits_used) == ([], 1)
+    phase.sweep(1.0, dropped.append)
+    assert (dropped, phase.credits_used, phase.next_deadline()) == ([7], 0, None)
 
 
 def test_finish_of() -> None:

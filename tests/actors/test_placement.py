@@ -2,7 +2,7 @@
 
 from actors.leases import lease_pages
 from actors.messages import Address, Admit, Inventory, Key, WorkerUp
-from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, need, never_fits
+from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, has_path, need, never_fits
 from runtime.sampling_params import SamplingParams
 from runtime.topology import Role
 
@@ -71,6 +71,13 @@ def test_what_never_fits_is_told_with_its_numbers() -> None:
     assert reason is not None
     assert "100 pages" in reason
     assert never_fits([_view("decode.0", "decode", 0)], _admit(16), 16) is None, "full now is not full forever"
+
+
+def test_a_path_needs_both_phases() -> None:
+    assert has_path(["mixed"])
+    assert has_path(["prefill", "decode", "decode"])
+    assert not has_path(["decode"])
+    assert not has_path([])
 
 
 def test_retry_after_follows_the_measured_rate() -> None:

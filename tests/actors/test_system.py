@@ -1,13 +1,14 @@
 """The actors on the in-memory carrier over fake engines: answers, aborts, deaths and drain."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
 
 from actors.client import GenerateRequest
-from actors.messages import GATEWAY, Completed, Delta, Failed
+from actors.messages import GATEWAY, SCHEDULER, Completed, Delta, Failed
+from actors.scheduler import SchedulerActor
 from actors.supervisor import RestartPolicy, WorkerSupervisor
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
@@ -125,6 +126,19 @@ async def test_many_streams_get_their_own_answers(topology: str) -> None:
         await _settled(system)
 
 
+async def cut_while_queued(system: System, requests: list[GenerateRequest]) -> None:
+    """Submits the requests behind others that fill all rows, sees them wait in the scheduler, and leaves them."""
+    scheduler = next(spec.actor for spec in system.specs if spec.address == SCHEDULER)
+    assert isinstance(scheduler, SchedulerActor)
+    names = {request.request for request in requests}
+    async with AsyncExitStack() as streams:
+        for request in requests:
+            await streams.enter_async_context(system.client.stream(request))
+        with anyio.fail_after(30):
+            while names - {admit.key.request for admit in scheduler.queue}:
+                await anyio.lowlevel.checkpoint()
+
+
 @pytest.mark.parametrize("topology", ["prefill=2,decode=2", "mixed=1"])
 async def test_aborts_leave_nothing_behind(topology: str) -> None:
     """Of 64 concurrent streams 16 are cut off mid-stream and 8 while queued; the others are whole."""
@@ -145,8 +159,7 @@ async def test_aborts_leave_nothing_behind(topology: str) -> None:
                 group.start_soon(cut, _request(f"c{i}", prompt_len=40 + i, max_tokens=60), 2)
             for request in kept:
                 group.start_soon(keep, request)
-            for i in range(8):
-                group.start_soon(cut, _request(f"q{i}", prompt_len=100 + i), 0)
+            await cut_while_queued(system, [_request(f"q{i}", prompt_len=100 + i) for i in range(8)])
         assert whole == {request.request: _expected(request) for request in kept}
         await _settled(system)
 
@@ -187,8 +200,10 @@ async def test_a_worker_beyond_its_budget_is_given_up_and_clients_are_told() -> 
     async with _system("prefill=1,decode=1", decode_0=tuple(range(1, 100))) as system:
         with anyio.fail_after(30):
             failed = await _failure(system, _request("x"))
+            failure = await system.until_failure()
         assert (failed.error.status, failed.error.code) == (503, "no_workers")
         assert "decode.0" in failed.error.message
+        assert failure.code == "no_workers", "the process has to end: it can never serve again"
 
 
 async def test_the_survivor_takes_over_for_good() -> None:
@@ -234,6 +249,14 @@ async def test_drain_finishes_what_runs_and_refuses_what_comes() -> None:
                     tokens += [record.token for record in getattr(event, "tokens", ())]
         assert tokens == _expected(running)[0]
         assert drained == [True]
+
+
+async def test_a_stream_after_the_end_is_refused_at_once() -> None:
+    async with _system("prefill=1,decode=1") as system:
+        assert await system.drain(30)
+    with anyio.fail_after(10):
+        failed = await _failure(system, _request("too-late"))
+    assert (failed.error.status, failed.error.code) == (503, "shutting_down")
 
 
 async def test_a_request_that_waits_too_long_is_told_so() -> None:

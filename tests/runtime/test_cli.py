@@ -1,13 +1,21 @@
 """The command line, as a user meets it: every mistake is one line on standard error and exit code 2."""
 
+import contextlib
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtime import __version__
+from runtime.cli import main
+from runtime.cli.console import Report
 from tests.runtime.command import copy_of_demo, refusal, runtime_command
 
 
@@ -72,16 +80,88 @@ def test_a_busy_port_is_refused_before_anything_is_loaded() -> None:
     assert "allowed: a free port" in line
 
 
-def test_more_slices_than_devices_are_refused() -> None:
-    line = refusal("up", "--port", "0", "--topology", "prefill=2,decode=2",
-                   XLA_FLAGS="--xla_force_host_platform_device_count=3")  # fmt: skip
-    assert "needs 4 devices" in line
-    assert "at most the 3 cpu devices" in line
-    assert "needs 1001 devices" in refusal("up", "--port", "0", "--topology", "prefill=1000,decode=1")
+@pytest.mark.parametrize(
+    ("flags", "environment", "told"),
+    [
+        ("--chunked-prefill-size 24", {}, "--chunked-prefill-size 24 with --page-size 16: allowed: a chunk that"),
+        ("--topology prefill=65,decode=1", {}, "needs 66 devices; allowed: at most 64 virtual ones on a CPU"),
+        (
+            "--topology prefill=2,decode=2",
+            {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"},
+            "needs 4 devices, allowed: at most the 3 cpu devices",
+        ),
+        ("--topology prefill=1000000000,decode=1", {}, "with P, D, N, TP from 1 to 4096"),
+        ("--device tpu", {"JAX_PLATFORMS": ""}, "--device tpu: this machine shows no tpu or jax has no plugin for it"),
+        ("--device tpu", {}, "--device tpu: JAX_PLATFORMS is 'cpu'"),
+    ],
+)
+def test_what_needs_no_jax_is_refused_before_the_port_is_open(
+    flags: str, environment: dict[str, str], told: str
+) -> None:
+    done = runtime_command("up", "--port", "0", *flags.split(), **environment)
+    assert done.returncode == 2
+    assert done.stdout == ""  # "Listening on" would be there
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("runtime up: ")
+    assert told in line
 
 
-def test_a_device_kind_that_contradicts_jax_platforms_is_refused() -> None:
-    assert "--device tpu: JAX_PLATFORMS is 'cpu'" in refusal("up", "--port", "0", "--device", "tpu")
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--bogus 1", "unknown flag --bogus 1; allowed: the flags and values that `runtime bench --help` lists"),
+        ("--context", "--context: expected one argument; allowed: the flags and values that"),
+        ("--repeats 0", "--repeats: '0': allowed: a whole number from 1 to 1000"),
+        (f"--repeats {'9' * 5000}", "allowed: a whole number from 1 to 1000"),
+    ],
+)
+def test_a_mistake_in_the_flags_of_the_benchmark_says_what_is_allowed(
+    flags: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("runtime bench: ")
+    assert told in line
+
+
+@contextlib.contextmanager
+def unread_stdout() -> Iterator[None]:
+    """Standard output is a pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        os.close(reading)
+        yield
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_report_that_nobody_reads_goes_nowhere(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with unread_stdout():
+        report = Report()
+        assert report.is_terminal is terminal
+        report.line("Listening")
+        report.table([("name", "value")])
+        with report.progress("loading", "bytes") as advance:
+            advance(1, 2)
+            advance(2, 2)
+        report.line("Serving")
+
+
+def test_a_process_without_standard_output_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    Report().line("Listening")
+
+
+def test_a_shutdown_that_hangs_ends_with_one_line_and_code_1() -> None:
+    code = (
+        "import time; from runtime.cli.signals import leave_after; leave_after(0.1, 1, 'not stopped'); time.sleep(60)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "not stopped\n")
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime import devices
-from runtime.devices import check_fits, choose_platform, free_host_bytes
+from runtime.devices import check_fits, choose_platform, free_host_bytes, resolve_platform
 from runtime.errors import UsageError
 from runtime.settings import DeviceKind
 from runtime.topology import parse_topology
@@ -18,11 +18,12 @@ COUNT = "--xla_force_host_platform_device_count"
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No platform, no flags; both are put back afterwards, also when the code under test set them."""
+    """No platform, no flags, every accelerator; all is put back afterwards, also what the code under test set."""
     for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(devices, "_probe", lambda: "cpu")
+    monkeypatch.setattr(devices, "_is_there", lambda platform: True)
 
 
 def test_a_cpu_gets_a_device_for_each_slice() -> None:
@@ -67,6 +68,29 @@ def test_too_few_devices_are_told() -> None:
         check_fits(topology, 3, "tpu")
     with pytest.raises(UsageError, match="at most 64 virtual ones"):
         choose_platform("cpu", parse_topology("mixed=65"))
+
+
+def test_fewer_virtual_devices_than_slices_are_told_before_jax_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", f"{COUNT}=8 {COUNT}=3")
+    with pytest.raises(UsageError, match=r"needs 4 devices, allowed: at most the 3 cpu devices"):
+        resolve_platform("cpu", parse_topology("prefill=2,decode=2"))
+    monkeypatch.setenv("XLA_FLAGS", f"{COUNT}=100")
+    assert resolve_platform("cpu", parse_topology("mixed=100")) == "cpu"
+
+
+def test_resolving_changes_nothing() -> None:
+    assert resolve_platform("cpu", parse_topology("mixed=3")) == "cpu"
+    assert "JAX_PLATFORMS" not in os.environ
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_an_accelerator_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_is_there", lambda platform: False)
+    with pytest.raises(UsageError, match=r"--device tpu: this machine shows no tpu or jax has no plugin"):
+        resolve_platform("tpu", None)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    with pytest.raises(UsageError, match=r"--device gpu, which JAX_PLATFORMS=cuda,cpu names: this machine shows no"):
+        resolve_platform("auto", None)
 
 
 def test_free_memory_is_known() -> None:

@@ -48,6 +48,36 @@ def test_a_bad_topology_is_refused_in_one_line_with_the_text_and_the_grammar(tex
     assert "\n" not in message
 
 
+NINES = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("prefill=1000000000,decode=1", "'prefill=1000000000' has a count or TP that is not from 1 to 4096"),
+        ("prefill=1,decode=4097", "'decode=4097' has a count or TP that is not from 1 to 4096"),
+        ("mixed=1x4097", "'mixed=1x4097' has a count or TP that is not from 1 to 4096"),
+        (f"prefill={NINES},decode=1", "999...' has a count or TP that is not from 1 to 4096"),
+        (f"mixed=1x{NINES}", "999...' has a count or TP that is not from 1 to 4096"),
+        ("mixed=4096x4096", "it needs more than 65536 devices"),
+    ],
+)
+def test_a_topology_beyond_all_bounds_is_refused_before_it_is_built(text: str, reason: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        parse_topology(text)
+    message = str(refusal.value)
+    assert reason in message
+    assert message.endswith("with P, D, N, TP from 1 to 4096")
+    assert len(message) < 400
+
+
+def test_the_largest_counts_parse() -> None:
+    assert str(parse_topology("prefill=4096,decode=4096")) == "prefill=4096x1,decode=4096x1"
+    assert parse_topology("mixed=1x4096").num_devices == 4096
+    with pytest.raises(UsageError, match="TP that is not from 1 to 4096"):
+        parse_topology("mixed=1", default_tp=4097)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
 def test_what_is_printed_parses_to_the_same_and_uses_each_device_once(p: int, d: int, tp: int, td: int) -> None:
     topology = parse_topology(f"prefill={p}x{tp},decode={d}x{td}")

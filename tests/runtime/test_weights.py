@@ -1,6 +1,8 @@
+import errno
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 from runtime.errors import CheckpointError, UsageError
 from runtime.model_config import load_model_config
 from runtime.models.parameters import Params, abstract_params, checkpoint_names
-from runtime.safetensors_files import read_header
+from runtime.safetensors_files import open_checkpoint, read_header
 from runtime.weights import bench_params, load_weights, place
 from tests.checkpoints import random_tensors, write_checkpoint, write_safetensors, write_weights
 
@@ -141,6 +143,33 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
         load_weights(folder, config, "float32")
     with pytest.raises(UsageError, match="nowhere does not exist"):
         load_weights(folder / "nowhere", config, "float32")
+
+
+def test_a_folder_in_place_of_the_weights(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"^\S*model\.safetensors cannot be read: Is a directory$"):
+        load(folder)
+
+
+def test_a_file_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_checkpoint(tmp_path)
+
+    def refuse(path: Path, mode: str) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"^\S*model\.safetensors cannot be read: Permission denied$"):
+        open_checkpoint(folder)
+
+
+def test_a_file_that_vanishes_while_it_is_loaded(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    stored = open_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: No such file or directory$"):
+        stored["model.norm.weight"].view()
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])

@@ -24,7 +24,7 @@ from tests.simulation.workload import CANCEL_MOMENTS, PlannedRequest, Workload, 
 
 TOPOLOGIES = ("prefill=1,decode=1", "prefill=2,decode=2", "mixed=1")
 SEED_BLOCKS = [range(first, first + 10) for first in range(0, 120, 10)]
-MUTANT_SEEDS = 100
+MUTANT_SEEDS = 500
 
 
 def planned(name: str, seed: int, **changes: object) -> PlannedRequest:
