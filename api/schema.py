@@ -1,9 +1,9 @@
 """The JSON bodies that clients send: which fields are known and of which types.
 
 Decoding checks types only; `validate` checks values. Every field may be absent or null. Fields that are not
-listed are ignored, for clients send many that do not concern a server; a body's own ones are logged at level INFO,
-each name once per process. Fields that would change the answer but are not built yet are listed in `UNSUPPORTED`
-and refused by name.
+listed are ignored, for clients send many that do not concern a server; those at the top of a body are logged at
+level INFO, each name once per process. Fields that would change the answer but are not built yet are listed in
+`UNSUPPORTED` and refused by name.
 """
 
 import logging
@@ -164,7 +164,7 @@ def _json_name(name: str) -> str:
 
 
 def _log_unknown(data: bytes, body_type: type[SamplingBody]) -> None:
-    """Logs the name of each unknown field of the body once per process: its beginning, and the first names only."""
+    """Logs each unknown field's name, cut short, once per process; after very many names it logs no more."""
     known = body_type.__struct_fields__
     sent = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     with _logged_lock:

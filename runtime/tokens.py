@@ -53,6 +53,7 @@ class Tokenizer:
         if not (folder / "tokenizer.json").is_file():
             raise UsageError(f"{folder}: no tokenizer.json (a model folder needs a fast tokenizer)")
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are of one text: a thread pool would idle
         from transformers import PreTrainedTokenizerFast
 
         try:

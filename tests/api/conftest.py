@@ -7,7 +7,8 @@ import pytest
 from starlette.applications import Starlette
 
 from api.app import create_app
-from api.model import ApiSettings, GenerationDefaults, Readiness, ServedModel
+from api.model import ApiSettings, Readiness, ServedModel
+from runtime.model_config import GenerationDefaults
 from runtime.tokens import Tokenizer
 from tests.api.fake_client import FakeClient
 from tests.runtime.tiny_tokenizer import END, TURN_END, tiny_tokenizer

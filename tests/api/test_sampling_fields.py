@@ -9,6 +9,7 @@ import pytest
 from api.model import ServedModel, draw_os_seed
 from api.sampling import resolve_sampling
 from api.schema import CompletionBody
+from runtime.model_config import GenerationDefaults
 from runtime.sampling_params import SamplingParams
 from tests.api.fake_client import FakeClient
 
@@ -28,6 +29,14 @@ def test_a_client_overrides_them(model: ServedModel) -> None:
     params = resolve(model, temperature=0, top_p=1, top_k=5, min_p=0.1, repetition_penalty=1.2)
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.0, 1.0, 5, 0.1)
     assert params.repetition_penalty == 1.2
+
+
+def test_a_model_may_be_greedy_unless_a_client_says_otherwise(model: ServedModel) -> None:
+    defaults = GenerationDefaults(temperature=0.0, top_k=20, min_p=0.1, repetition_penalty=1.1)
+    greedy = msgspec.structs.replace(model, defaults=defaults)
+    params = resolve(greedy)
+    assert (params.temperature, params.top_k, params.min_p, params.repetition_penalty) == (0.0, 20, 0.1, 1.1)
+    assert resolve(greedy, temperature=0.5).temperature == 0.5
 
 
 @pytest.mark.parametrize(("asked", "told"), [(-1, 0), (0, 0), (1, 1), (399, 399), (400, 0), (10**6, 0)])

@@ -129,8 +129,13 @@ def compare(
     expected: dict[str, Answer],
     actual: dict[str, Answer],
     tau: float,
+    tau_cut: float,
 ) -> Verdict:
-    """Judges each request; a first difference is excused when its margin in float32 is below `tau`."""
+    """Judges each request; a first difference is excused where float32 itself is undecided.
+
+    That is where the two tokens' scores differ by less than `tau`, or where one of them lies within `tau_cut` of
+    probability mass of the top-p cut.
+    """
     verdict = Verdict()
     for request in requests:
         a, b = expected[request.request], actual[request.request]
@@ -143,18 +148,22 @@ def compare(
             assert len(a.tokens) == len(b.tokens), request.request
             verdict.equal += 1
             continue
-        margin = _margin(reference, request, a.tokens[:first], a.tokens[first], b.tokens[first])
-        note = f"{request.request} at {first}: {a.tokens[first]} or {b.tokens[first]}, margin {margin:.2e}"
-        (verdict.close_calls if margin < tau else verdict.wrong).append(note)
+        margin, cut = _margins(reference, request, a.tokens[:first], a.tokens[first], b.tokens[first])
+        note = (
+            f"{request.request} at {first}: {a.tokens[first]} or {b.tokens[first]}, {margin:.2e} apart, cut {cut:.2e}"
+        )
+        (verdict.close_calls if margin < tau or cut < tau_cut else verdict.wrong).append(note)
     return verdict
 
 
-def _margin(reference: ReferenceModel, request: GenerateRequest, prefix: list[int], first: int, second: int) -> float:
-    """How far apart the two tokens' claims are: perturbed scores, or the distance of one to the top-p cut."""
+def _margins(
+    reference: ReferenceModel, request: GenerateRequest, prefix: list[int], first: int, second: int
+) -> tuple[float, float]:
+    """How far the two tokens' (perturbed) scores are apart, and how near the nearer one is to the top-p cut."""
     params = request.params
     logits = reference.logits([*request.prompt, *prefix])[-1].astype(np.float64)
     if params.temperature == 0:
-        return abs(logits[first] - logits[second])
+        return abs(logits[first] - logits[second]), np.inf
     scaled = logits / params.temperature
     seed = np.array([[params.seed & 0xFFFFFFFF, params.seed >> 32 & 0xFFFFFFFF]], np.uint32)
     key = row_keys(jnp.asarray(seed), jnp.zeros(1, jnp.int32), jnp.full(1, len(prefix), jnp.int32))
@@ -165,4 +174,4 @@ def _margin(reference: ReferenceModel, request: GenerateRequest, prefix: list[in
     order = np.argsort(-probabilities)
     before = np.cumsum(probabilities[order]) - probabilities[order]
     cuts = [abs(before[order == token][0] - params.top_p) for token in (first, second)]
-    return float(min(perturbed, *cuts))
+    return float(perturbed), float(min(cuts))

@@ -3,6 +3,8 @@
 import asyncio
 import random
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import jax
@@ -22,6 +24,7 @@ from runtime.jax_engine import JaxEngine
 from runtime.kv_mover import DevicePutMover
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
+from tests.actors.test_system import cut_while_queued
 from tests.e2e.parity import EngineShelf, NoText
 
 TOPOLOGY = "prefill=2,decode=2"
@@ -121,22 +124,22 @@ def test_nothing_compiles_after_warm_up(engines: dict[str, JaxEngine]) -> None:
 
 
 class _HostReads:
-    """Counts reads of device arrays into host memory by threads that move KV."""
+    """Counts reads of KV into host memory, on any thread: of arrays with the pool's or a chunk's number of axes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         original = ArrayImpl._value
 
         def value(array: ArrayImpl) -> np.ndarray:
-            if threading.current_thread().name.startswith("transfer/"):
+            if array.ndim >= 5:
                 self.count += 1
             return original.fget(array)
 
         monkeypatch.setattr(ArrayImpl, "_value", property(value))
 
 
-class _ThroughTheHost:
-    """The planted violation: a mover that copies by way of host memory."""
+class _MovesThroughTheHost:
+    """A planted violation: a mover that copies by way of host memory."""
 
     def __init__(self, engines: dict[str, JaxEngine]) -> None:
         self._engines = engines
@@ -146,14 +149,33 @@ class _ThroughTheHost:
         return KvChunk(jax.device_put(host, self._engines[target].placement.chunk))
 
 
+class _GathersThroughTheHost:
+    """A planted violation: an engine that looks at what it gathers."""
+
+    def __init__(self, engine: JaxEngine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+    def gather(self, pages: Sequence[int]) -> KvChunk:
+        chunk = self._engine.gather(pages)
+        jax.device_get(chunk)
+        return chunk
+
+
 def test_a_transfer_makes_no_host_round_trip(engines: dict[str, JaxEngine], monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [_request(f"h{i}", 10 + 37 * i, temperature=0.0) for i in range(6)]
     reads = _HostReads(monkeypatch)
     clean = asyncio.run(_ask_all(engines, requests))
     assert reads.count == 0
-    violated = asyncio.run(_ask_all(engines, requests, _ThroughTheHost(engines)))
-    assert reads.count >= len(requests), "the planted violation is seen"
-    assert clean == violated
+    moved = asyncio.run(_ask_all(engines, requests, _MovesThroughTheHost(engines)))
+    assert reads.count >= len(requests), "a planted violation is seen"
+    reads.count = 0
+    peeking: dict[str, Any] = {name: _GathersThroughTheHost(engine) for name, engine in engines.items()}
+    gathered = asyncio.run(_ask_all(peeking, requests, _mover(engines)))
+    assert reads.count >= len(requests), "a planted violation is seen"
+    assert clean == moved == gathered
 
 
 class _Events:
@@ -249,8 +271,7 @@ def test_cut_streams_leave_nothing_behind(engines: dict[str, JaxEngine]) -> None
                     group.start_soon(cut, _request(f"c{i}", 60 + i, max_tokens=200, temperature=0.0), 1)
                 for request in kept:
                     group.start_soon(keep, request)
-                for i in range(8):
-                    group.start_soon(cut, _request(f"q{i}", 200), 0)
+                await cut_while_queued(system, [_request(f"q{i}", 200) for i in range(8)])
             await _settled(system)
         return whole
 

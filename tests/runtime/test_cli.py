@@ -7,13 +7,12 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from runtime import __version__
+from runtime import __version__, devices
 from runtime.cli import main
 from runtime.cli.console import Report
 from tests.runtime.command import copy_of_demo, refusal, runtime_command
@@ -91,7 +90,10 @@ def test_a_busy_port_is_refused_before_anything_is_loaded() -> None:
             "needs 4 devices, allowed: at most the 3 cpu devices",
         ),
         ("--topology prefill=1000000000,decode=1", {}, "with P, D, N, TP from 1 to 4096"),
-        ("--device tpu", {"JAX_PLATFORMS": ""}, "--device tpu: this machine shows no tpu or jax has no plugin for it"),
+        pytest.param(
+            "--device tpu", {"JAX_PLATFORMS": ""}, "--device tpu: this machine shows no tpu or jax has no plugin for it",
+            marks=pytest.mark.skipif(devices._is_there("tpu"), reason="there is one"),
+        ),  # fmt: skip
         ("--device tpu", {}, "--device tpu: JAX_PLATFORMS is 'cpu'"),
     ],
 )
@@ -158,10 +160,8 @@ def test_a_shutdown_that_hangs_ends_with_one_line_and_code_1() -> None:
     code = (
         "import time; from runtime.cli.signals import leave_after; leave_after(0.1, 1, 'not stopped'); time.sleep(60)"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "not stopped\n")
-    assert time.monotonic() - started < 50
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,31 @@ def test_generation_defaults(tmp_path: Path) -> None:
     write_json(tmp_path / "generation_config.json", {"temperature": 0.6, "top_p": 0.95, "top_k": 20})
     want = GenerationDefaults(temperature=0.6, top_p=0.95, top_k=20)
     assert load_generation_defaults(tmp_path) == want
+    write_json(tmp_path / "generation_config.json", {"repetition_penalty": 1.1, "min_p": 0.05, "do_sample": True})
+    assert load_generation_defaults(tmp_path) == GenerationDefaults(repetition_penalty=1.1, min_p=0.05)
+    write_json(tmp_path / "generation_config.json", {"temperature": None, "top_k": -1, "min_p": None, "other": "x"})
+    assert load_generation_defaults(tmp_path) == GenerationDefaults(top_k=-1)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 1.5}, {"top_k": 2.5}, {"top_p": 0}])
-def test_generation_defaults_out_of_range(tmp_path: Path, bad: dict[str, Any]) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps(bad))
-    with pytest.raises(UsageError, match=rf"generation_config\.json: {next(iter(bad))} is"):
+def test_a_model_that_does_not_sample_is_greedy_by_default(tmp_path: Path) -> None:
+    write_json(tmp_path / "generation_config.json", {"do_sample": False, "temperature": 0.7, "top_k": 20})
+    assert load_generation_defaults(tmp_path) == GenerationDefaults(temperature=0.0, top_k=20)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("temperature", "top_p", "min_p", "repetition_penalty")
+          for value in (-1, "0.5", "a\nb", [], False, math.nan, math.inf, -math.inf, 10**400)),
+        ("temperature", 2.5), ("top_p", 0), ("top_p", 1.5), ("min_p", 1.5), ("repetition_penalty", 0),
+        ("repetition_penalty", 11), ("top_k", 2.5), ("top_k", 0.0), ("top_k", -2), ("top_k", False), ("top_k", True),
+        ("top_k", "5"), ("top_k", math.nan), ("do_sample", "no"), ("do_sample", 0),
+    ],
+)  # fmt: skip
+def test_bad_generation_defaults(tmp_path: Path, key: str, value: Any) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({key: value}))
+    with pytest.raises(UsageError) as caught:
         load_generation_defaults(tmp_path)
+    assert str(caught.value).startswith(f"{path}: {key} is {value!r}; it must be ")
+    assert "\n" not in str(caught.value)

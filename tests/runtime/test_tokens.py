@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Backend
@@ -40,6 +42,48 @@ def test_begin_of_text_is_added_to_plain_prompts_only(tmp_path: Path) -> None:
     plain = tokenizer().encode("hello")
     assert loaded.encode("hello", add_special_tokens=True) == [bos, *plain]
     assert loaded.encode("hello") == plain
+
+
+@pytest.mark.parametrize("add_special_tokens", [False, True])
+@pytest.mark.parametrize("make", [tiny_tokenizer, metaspace_tokenizer])
+def test_encoding_equals_the_backends_own_of_a_single_text(
+    make: Callable[[], Tokenizer], add_special_tokens: bool
+) -> None:
+    loaded = make()
+    end = loaded._backend.id_to_token(min(loaded.special_ids))
+    loaded._backend.post_processor = TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, min(loaded.special_ids))]
+    )
+    texts = [
+        "", " ", "a", "hello there world", "  two  spaces ", "line\nline\r\n\tend\n\n", "37 + 58 = 95", "\0\x7f",
+        "é e\u0301 ß ﬁ", "日本語 한국어 العربية", "😀 👩\u200d👩\u200d👧", "\U0010ffff\ufffd\ufeff",
+        "<|im_start|>user<|im_end|>", "<think>a</think>", "</s>", "\uff5cuser\uff5c", "▁hello ▁world",
+        "hello 😀 world!\n" * 2000,
+    ]  # fmt: skip
+    for text in texts:
+        own = loaded._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        assert loaded.encode(text, add_special_tokens=add_special_tokens) == own
+
+
+def test_encoding_lets_other_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the backend's ways to encode, only those for batches release the interpreter's lock."""
+
+    class OnlyBatches:
+        def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> Any:
+            return backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+    loaded = tiny_tokenizer()
+    backend = loaded._backend
+    expected = loaded.encode("hello there")
+    monkeypatch.setattr(loaded, "_backend", OnlyBatches())
+    assert loaded.encode("hello there") == expected
+
+
+@pytest.mark.parametrize(("make", "longest"), [(tiny_tokenizer, END), (metaspace_tokenizer, " hello")])
+def test_the_longest_token(make: Callable[[], Tokenizer], longest: str) -> None:
+    loaded = make()
+    assert loaded.longest_token_bytes == len(longest)
+    assert loaded.longest_token_bytes == max(len(loaded.piece(token)) for token in range(loaded.vocab_size))
 
 
 def test_a_folder_without_tokenizer_is_one_line(tmp_path: Path) -> None:
