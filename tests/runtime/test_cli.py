@@ -91,9 +91,11 @@ def test_a_busy_port_is_refused_before_anything_is_loaded() -> None:
         ),
         ("--topology prefill=1000000000,decode=1", {}, "with P, D, N, TP from 1 to 4096"),
         pytest.param(
-            "--device tpu", {"JAX_PLATFORMS": ""}, "--device tpu: this machine shows no tpu or jax has no plugin for it",
+            "--device tpu",
+            {"JAX_PLATFORMS": ""},
+            "--device tpu: this machine shows no tpu or jax has no plugin for it",
             marks=pytest.mark.skipif(devices._is_there("tpu"), reason="there is one"),
-        ),  # fmt: skip
+        ),
         ("--device tpu", {}, "--device tpu: JAX_PLATFORMS is 'cpu'"),
     ],
 )
