@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,9 @@ from runtime.model_config import ModelConfig, load_model_config
 from runtime.topology import parse_topology
 
 MAX_PREFILL_TOKENS = 1 << 16
+PLAIN_WIDTH = 160
+"""Columns of the tables where there is no terminal to fit them to."""
+
 DTYPES = ("bfloat16", "float32")
 
 
@@ -47,7 +51,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     from runtime.weights import bench_params, load_weights
 
     enable_compile_cache()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     machine = measure_machine(model, device, flags.repeats)
     params = (
         bench_params(model, model.dtype, device)

@@ -57,8 +57,8 @@ def _prefill_table(timings: list[PrefillTiming]) -> Table:
 
 def _decode_table(timings: list[DecodeTiming]) -> Table:
     table = Table(
-        "decode batch", "context", "step", "tokens/s", "attention", "without attention", "bound", "ratio", "products",
-        "ratio",
+        "decode batch", "context", "step", "tokens/s", "attention", "without attention", "bound", "x bound", "products",
+        "x products",
     )  # fmt: skip
     for timing in timings:
         table.add_row(

@@ -37,7 +37,8 @@ def test_the_command_writes_tables_and_json(tmp_path: Path, capsys: pytest.Captu
         )
     printed = capsys.readouterr().out
     assert "prefill tokens" in printed
-    assert "ratio" in printed
+    assert "x bound" in printed
+    assert "x products" in printed
 
 
 @pytest.mark.parametrize(
