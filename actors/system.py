@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -79,7 +79,7 @@ class System:
         """Refuses new requests and waits for those in flight; False when the time was not enough."""
         return isinstance(await self._ask(lambda reply_to: Drain(reply_to=reply_to), timeout_s), Drained)
 
-    async def _ask(self, question, timeout_s: float) -> Message | None:  # type: ignore[no-untyped-def]
+    async def _ask(self, question: Callable[[Address], Message], timeout_s: float) -> Message | None:
         address = Address(f"client/ask-{next(self._calls)}")
         inbox = self.carrier.open(address, CLIENT_CAPACITY)
         try:

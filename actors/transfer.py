@@ -7,6 +7,7 @@ but promises no order: coverage is checked where they are inserted.
 """
 
 from collections import deque
+from functools import partial
 
 from actors.context import Context, EngineFailure, EngineTimeout
 from actors.messages import (
@@ -60,7 +61,7 @@ class TransferActor:
         )
         while lanes and self.waiting[pair]:
             move, lane = self.waiting[pair].popleft(), lanes.pop()
-            ctx.spawn(lane, lambda move=move, lane=lane: self._move(ctx, pair, move, lane))  # type: ignore[misc]
+            ctx.spawn(lane, partial(self._move, ctx, pair, move, lane))
 
     async def _move(self, ctx: Context, pair: Pair, move: MoveChunk, lane: str) -> None:
         """One move, from the lane's taking to its return."""

@@ -5,6 +5,7 @@ that may be under way there is room for every message that it can cause.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -17,7 +18,7 @@ from actors.transfer import TransferActor
 from actors.worker import WorkerActor, WorkerOptions
 from runtime.engine import Engine, KvMover
 from runtime.pages import PagePool
-from runtime.topology import Topology
+from runtime.topology import Slice, Topology
 
 CLIENT_CAPACITY: Mapping[MailboxClass, int] = {"control": 16, "cancel": 1, "token": 4096, "work": 1}
 """A client that lets this many deltas lie is cut off."""
@@ -41,13 +42,21 @@ class ActorSpec(msgspec.Struct, frozen=True):
     capacity: dict[MailboxClass, int]
 
 
+MakePool = Callable[[str, int], PagePool]
+"""Makes a slice's page accounting from the slice's name and its number of pages."""
+
+
+def _plain_pool(name: str, num_pages: int) -> PagePool:
+    return PagePool(num_pages)
+
+
 def wire(
     engines: Mapping[str, Engine],
     topology: Topology,
     mover: KvMover,
     make_text: TextStreamFactory,
     options: SystemOptions,
-    make_pool: Callable[[str, int], PagePool] = lambda name, num_pages: PagePool(num_pages),
+    make_pool: MakePool = _plain_pool,
 ) -> list[ActorSpec]:
     """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages."""
     rows = sum(engine.spec.num_rows for engine in engines.values())
@@ -62,13 +71,16 @@ def wire(
     names = [Address(part.name) for part in topology.slices]
     for part in topology.slices:
         address, engine = Address(part.name), engines[part.name]
-
-        def make(address: Address = address, engine: Engine = engine, role=part.role) -> Actor:  # type: ignore[no-untyped-def]
-            return WorkerActor(address, role, engine, make_pool(address, engine.spec.num_pages), options.worker)
-
+        make = partial(_worker, part, engine, make_pool, options.worker)
         peers = [name for name in names if name != address]
         specs.append(ActorSpec(address, WorkerSupervisor(make, engine.reset, peers, options.restart), room))
     return specs
+
+
+def _worker(part: Slice, engine: Engine, make_pool: MakePool, options: WorkerOptions) -> Actor:
+    """A worker with an empty pool; made anew after each of its deaths."""
+    pool = make_pool(part.name, engine.spec.num_pages)
+    return WorkerActor(Address(part.name), part.role, engine, pool, options)
 
 
 def _capacity(num_choices: int) -> dict[MailboxClass, int]:

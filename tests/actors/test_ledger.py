@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from actors.ledger import MAX_PARKED_TOKENS, Ledger
+from actors.ledger import MAX_PARKED_TOKENS, Ledger, RequestRecord
 from actors.messages import Address, Key, SampledToken, Submit, TokenRecord
 from runtime.sampling_params import SamplingParams
 
@@ -17,7 +17,7 @@ class _Text:
         return ""
 
 
-def _open(ledger: Ledger, num_choices: int = 1):  # type: ignore[no-untyped-def]
+def _open(ledger: Ledger, num_choices: int = 1) -> RequestRecord:
     submit = Submit(
         request="r",
         client=Address("client/r"),
