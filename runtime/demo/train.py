@@ -1,9 +1,8 @@
 """Trains the demo model from nothing and writes it as a Hugging Face checkpoint.
 
 Everything follows from the seed: tokenizer, initial weights and the stream of training examples, which is drawn
-on the fly from the training split. The end of the third phase rounds to bfloat16 in the forward pass, and weights are
-rounded between phases, so that the stored bfloat16 weights serve as well as float32 ones. The four phases took about
-49 minutes on two CPU cores that also did other work.
+on the fly from the training split. The last steps round to bfloat16 in the forward pass, so that the stored bfloat16
+weights serve as well as float32 ones. The model card states how long the run takes.
 
     python -m runtime.demo.train --out DIR
 """
@@ -17,7 +16,6 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ import numpy as np
 import optax
 from safetensors.numpy import save_file
 
-from runtime.demo.evaluate import load_checkpoint
 from runtime.demo.examples import ROW_LENGTH, RowPacker, Rows, corpus
 from runtime.demo.network import Params, Shape, forward, hf_config, init_params
 from runtime.demo.tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
@@ -38,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 SEED = 1
 ROWS = 16
+STEPS = 3600
+WARM_UP_STEPS = 100
+ROUNDED_STEPS = 200  # the last ones, which round to bfloat16 in the forward pass
 MUON_LEARNING_RATE = 6e-3
 ADAM_LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
@@ -45,35 +45,11 @@ CORPUS_EXAMPLES = 20_000
 SAVE_EVERY = 250
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A part of the run with an optimizer of its own; between phases the weights are rounded to bfloat16.
-
-    The learning rate rises for ``warm_up`` steps to ``rate`` times its peak and falls along a cosine that would end
-    after ``decay`` steps. The forward pass rounds to bfloat16 from step ``rounded_from`` on.
-    """
-
-    steps: int
-    warm_up: int
-    rate: float
-    decay: int
-    rounded_from: int
-
-
-PHASES = (
-    Phase(steps=1500, warm_up=100, rate=1.0, decay=4000, rounded_from=1501),
-    Phase(steps=500, warm_up=50, rate=0.7, decay=1500, rounded_from=501),
-    Phase(steps=900, warm_up=30, rate=0.55, decay=900, rounded_from=841),
-    Phase(steps=300, warm_up=20, rate=0.25, decay=300, rounded_from=301),
-)
-
-
-def make_optimizer(phase: Phase) -> optax.GradientTransformation:
-    """Muon for the matrices of the layers, Adam for the rest."""
+def make_optimizer(steps: int) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, Adam for the rest; rates rise, then fall along a cosine until the end."""
 
     def schedule(peak: float) -> optax.Schedule:
-        peak *= phase.rate
-        return optax.warmup_cosine_decay_schedule(0.0, peak, phase.warm_up, phase.decay, peak * 0.01)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, min(WARM_UP_STEPS, steps // 2), steps, peak * 0.01)
 
     def is_layer_matrix(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
         matrix = optax.contrib.MuonDimensionNumbers()
@@ -133,33 +109,22 @@ def _prefetch(packer: RowPacker, steps: int, ahead: int = 8) -> queue.Queue[Rows
     return batches
 
 
-def train(out: Path, seed: int = SEED, start: Path | None = None, phases_done: int = 0) -> None:
-    """Run the phases and write the checkpoint to ``out``, renewed as the run goes on.
-
-    ``start`` is a checkpoint from the end of phase ``phases_done``; only the phases after it are run then.
-    """
-    if start is None:
-        shape = Shape()
-        tokenizer = train_tokenizer(corpus(seed, CORPUS_EXAMPLES))
-        params = init_params(shape, seed)
-    else:
-        params, shape, tokenizer, _ = load_checkpoint(start)
+def train(out: Path, seed: int = SEED, steps: int = STEPS) -> None:
+    """Train for ``steps`` steps and write the checkpoint to ``out``, renewed as the run goes on."""
+    shape = Shape()
+    tokenizer = train_tokenizer(corpus(seed, CORPUS_EXAMPLES))
     save_tokenizer(tokenizer, out, shape.max_position_embeddings)
     vocabulary = tokenizer.get_vocab()
     eos_ids = [vocabulary[TURN_END], vocabulary[END_OF_TEXT]]
-    for index, phase in enumerate(PHASES):
-        if index < phases_done:
-            continue
-        batches = _prefetch(RowPacker(tokenizer, seed + index, ROWS), phase.steps)
-        for step, current in _run_phase(phase, params, shape, batches):
-            if step % SAVE_EVERY == 0 or step == phase.steps:
-                save_checkpoint(current, shape, out, eos_ids, eos_ids[1])
-        params, _, _, _ = load_checkpoint(out)
+    batches = _prefetch(RowPacker(tokenizer, seed, ROWS), steps)
+    for step, params in _run(init_params(shape, seed), shape, batches, steps):
+        if step % SAVE_EVERY == 0 or step == steps:
+            save_checkpoint(params, shape, out, eos_ids, eos_ids[1])
 
 
-def _run_phase(phase: Phase, params: Params, shape: Shape, batches: queue.Queue[Rows]) -> Iterator[tuple[int, Params]]:
-    """Step number and parameters after each step of a phase; the parameters live until the next step."""
-    optimizer = make_optimizer(phase)
+def _run(params: Params, shape: Shape, batches: queue.Queue[Rows], steps: int) -> Iterator[tuple[int, Params]]:
+    """Step number and parameters after each step; the parameters live until the next step."""
+    optimizer = make_optimizer(steps)
     state = optimizer.init(params)
 
     @partial(jax.jit, donate_argnums=(0, 1), static_argnums=3)
@@ -172,15 +137,15 @@ def _run_phase(phase: Phase, params: Params, shape: Shape, batches: queue.Queue[
 
     started = time.monotonic()
     recent: list[float] = []
-    for number in range(1, phase.steps + 1):
+    for number in range(1, steps + 1):
         rows = batches.get()
         arrays = (jnp.asarray(rows.tokens), jnp.asarray(rows.segments), jnp.asarray(rows.weights))
-        params, state, loss = step(params, state, arrays, number >= phase.rounded_from)
+        params, state, loss = step(params, state, arrays, number > steps - ROUNDED_STEPS)
         recent.append(float(loss))
-        if number % 50 == 0 or number == phase.steps:
+        if number % 50 == 0 or number == steps:
             seconds = time.monotonic() - started
             mean, rate = sum(recent) / len(recent), number * ROWS * ROW_LENGTH / seconds
-            logger.info("step %d/%d loss %.4f, %.0f tokens/s, %.0f s", number, phase.steps, mean, rate, seconds)
+            logger.info("step %d/%d loss %.4f, %.0f tokens/s, %.0f s", number, steps, mean, rate, seconds)
             recent.clear()
         yield number, params
 
@@ -190,12 +155,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--start", type=Path, help="go on from the checkpoint of an earlier phase")
-    parser.add_argument("--phases-done", type=int, default=0, help="how many phases that checkpoint has had")
+    parser.add_argument("--steps", type=int, default=STEPS, help="length of the run (default: %(default)s)")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    train(arguments.out, arguments.seed, arguments.start, arguments.phases_done)
+    train(arguments.out, arguments.seed, arguments.steps)
 
 
 if __name__ == "__main__":
