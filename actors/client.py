@@ -20,6 +20,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request as the API hands it over. `request` is unique among the requests in flight.
 
     `queue_timeout_s` bounds the time to the first token, `progress_timeout_s` the time from one token to the next.
+    Requests share cached prefixes only with those of the same `cache_salt`.
     """
 
     request: str
@@ -27,6 +28,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams
     num_choices: int = 1
     stop: tuple[str, ...] = ()
+    cache_salt: str | None = None
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
 

@@ -5,24 +5,33 @@ becomes sequences when its KV coverage is complete and disjoint and `StartDecode
 writer of its pool.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from actors.leases import lease_pages
 from actors.messages import FinishReason, Key, KvChunkReady, Reserve, StartDecode
 from runtime.engine import EngineSpec, PageWrite, RowState
 from runtime.pages import PagePool
+from runtime.prefix_cache import PrefixChain, extend
 from runtime.sampling_params import SamplingParams
 
 
 class Lease:
-    """A group's promise: `shared` pages hold the prompt's full pages, `own` each choice's tail and first growth."""
+    """A group's promise: `shared` pages hold the prompt's full pages, `own` each choice's tail and first growth.
 
-    def __init__(self, reserve: Reserve, shared: tuple[int, ...], own: dict[int, tuple[int, ...]]) -> None:
+    The first `cached_tokens` tokens have KV already: their pages were found in the cache and pinned.
+    """
+
+    def __init__(
+        self, reserve: Reserve, shared: tuple[int, ...], own: dict[int, tuple[int, ...]], cached_tokens: int
+    ) -> None:
         self.reserve = reserve
         self.shared = shared
         self.own = own
+        self.cached_tokens = cached_tokens
         self.rows: dict[int, int] = {}
-        self.covered: list[tuple[int, int]] = []
+        self.covered: list[tuple[int, int]] = [(0, cached_tokens)] if cached_tokens else []
         self.dropped: set[int] = set()
         self.start: StartDecode | None = None
 
@@ -47,7 +56,10 @@ class Lease:
 
 
 class Sequence:
-    """A running choice. `length` tokens have KV and `outputs` were sampled, counting what is dispatched."""
+    """A running choice. `length` tokens have KV and `outputs` were sampled, counting what is dispatched.
+
+    `tokens` are the prompt and the sampled tokens that were read; with `prefix` they name what its pages hold.
+    """
 
     def __init__(
         self,
@@ -56,17 +68,20 @@ class Sequence:
         order: int,
         row: int,
         pages: tuple[int, ...],
-        length: int,
+        tokens: Iterable[int],
         params: SamplingParams,
+        prefix: PrefixChain | None,
     ) -> None:
         self.key = key
         self.group = group
         self.order = order
         self.row = row
         self.pages = list(pages)
-        self.length = length
+        self.tokens = list(tokens)
+        self.length = len(self.tokens)
         self.outputs = 0
         self.params = params
+        self.prefix = prefix
 
     @property
     def age(self) -> tuple[int, int]:
@@ -102,19 +117,41 @@ class DecodePhase:
     # --- leases
 
     def reserve(self, message: Reserve) -> Lease | None:
-        """Leases pages and rows for the group, or takes nothing and returns None."""
+        """Leases pages and rows for the group, or takes nothing and returns None. Cached pages are pinned first."""
         count = len(message.choices)
         shared, own = lease_pages(self._spec.page_size, message.num_tokens, message.reserve_tokens, count)
-        if shared + own * count > self._pool.free_pages or count > len(self._free_rows):
+        matched = self._match(message)
+        new = shared - len(matched)
+        if new + own * count > self._pool.available_beside(matched) or count > len(self._free_rows):
             return None
+        self._pool.pin(matched, refs=count)
         lease = Lease(
             message,
-            self._pool.lease(shared, refs=count),
+            matched + self._pool.lease(new, refs=count),
             {choice: self._pool.lease(own) for choice in message.choices},
+            len(matched) * self._spec.page_size,
         )
         lease.rows = {choice: self._free_rows.pop() for choice in message.choices}
         self.leases[message.key] = lease
         return lease
+
+    def _match(self, message: Reserve) -> tuple[int, ...]:
+        prefix = message.prefix
+        return self._pool.match(prefix.reusable(message.num_tokens, self._spec.page_size)) if prefix is not None else ()
+
+    def rematch(self, lease: Lease, fence: int) -> None:
+        """Exchanges pages of a lease into which nothing was written for cached ones that have come since."""
+        matched, page = self._match(lease.reserve), self._spec.page_size
+        known = lease.cached_tokens // page
+        if len(matched) <= known:
+            return
+        count = len(lease.own)
+        self._pool.pin(matched[known:], refs=count)
+        for _ in range(count):
+            self._pool.release(lease.shared[known : len(matched)], fence)
+        lease.shared = matched + lease.shared[len(matched) :]
+        lease.cached_tokens = len(matched) * page
+        lease.covered = [(0, lease.cached_tokens)]
 
     def place(self, ready: KvChunkReady) -> Insert | None:
         """Where an arrived chunk goes; None when nobody waits for it (any more)."""
@@ -133,6 +170,9 @@ class DecodePhase:
             source += [column - first] * len(targets)
             pages += targets
         self._pool.hold(pages)
+        if lease.reserve.prefix is not None:
+            full = slice(first, ready.token_end // page)
+            self._pool.register(lease.shared[full], lease.reserve.prefix.digests[full])
         lease.covered.append((ready.token_start, ready.token_end))
         return Insert(ready, tuple(source), tuple(pages))
 
@@ -160,7 +200,8 @@ class DecodePhase:
         return begun
 
     def _begin(self, lease: Lease, start: StartDecode, choice: int, token: int) -> RowState:
-        sequence = self._sequence(lease, choice, start.params)
+        sequence = self._sequence(lease, choice, start.tokens, start.params)
+        sequence.tokens.append(token)
         output = (*start.tokens[start.prompt_tokens :], token)
         sequence.outputs = len(output)
         return RowState(
@@ -181,7 +222,7 @@ class DecodePhase:
         prompt_tokens = lease.reserve.prompt_tokens
         begun = list[RowState]()
         for choice in choices:
-            sequence = self._sequence(lease, choice, params)
+            sequence = self._sequence(lease, choice, tokens, params)
             sequence.outputs = len(tokens) - prompt_tokens + 1
             row = RowState(
                 row=sequence.row,
@@ -197,12 +238,12 @@ class DecodePhase:
         self.drop(lease, fence)
         return begun
 
-    def _sequence(self, lease: Lease, choice: int, params: SamplingParams) -> Sequence:
+    def _sequence(self, lease: Lease, choice: int, tokens: tuple[int, ...], params: SamplingParams) -> Sequence:
         reserve = lease.reserve
         pages = lease.pages(choice)
         sequence = Sequence(
-            reserve.key.sibling(choice), reserve.key, reserve.order, lease.rows.pop(choice), pages,
-            reserve.num_tokens, params,
+            reserve.key.sibling(choice), reserve.key, reserve.order, lease.rows.pop(choice), pages, tokens, params,
+            reserve.prefix,
         )  # fmt: skip
         self._pool.hold(pages)
         del lease.own[choice]
@@ -230,7 +271,7 @@ class DecodePhase:
             if sequence.key not in self.sequences or sequence.outputs >= sequence.params.max_tokens:
                 continue
             if sequence.length >= len(sequence.pages) * self._spec.page_size:
-                if not self._pool.free_pages:
+                if not self._pool.available_pages:
                     if not self._pool.quarantined_pages:
                         preempted.append(self._preempt_youngest(fence))
                     continue
@@ -258,10 +299,25 @@ class DecodePhase:
         return youngest
 
     def end(self, sequence: Sequence, fence: int) -> None:
-        """Removes a sequence; its pages go back once `fence` retires, its row at once (rows are rewritten in order)."""
+        """Removes a sequence; its pages go back once `fence` retires, its row at once (rows are rewritten in order).
+
+        Pages that its answer has filled enter the prefix cache, for a conversation that goes on.
+        """
         del self.sequences[sequence.key]
+        self._register_answer(sequence)
         self._pool.release(sequence.pages, fence)
         self._free_rows.append(sequence.row)
+
+    def _register_answer(self, sequence: Sequence) -> None:
+        """Names the full pages behind the prompt's by tokens that were read; an unread one's page stays nameless."""
+        prefix, page = sequence.prefix, self._spec.page_size
+        if prefix is None:
+            return
+        known = len(prefix.digests)
+        full = min(len(sequence.tokens), sequence.length) // page
+        parent = prefix.digests[-1] if prefix.digests else prefix.root
+        digests = extend(parent, sequence.tokens[known * page : full * page], page)
+        self._pool.register(sequence.pages[known : known + len(digests)], digests)
 
     def cancel(self, key: Key, choices: tuple[int, ...], fence: int) -> None:
         """Drops choices of a group, as a lease or as sequences."""

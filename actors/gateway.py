@@ -1,8 +1,8 @@
 """The gateway: owner of the ledger, the only actor that clients see and the only one that raises an attempt.
 
-In: `Submit`, `Disconnect`, `Drain` from clients; `Placed`, `Refused` from the scheduler; `TokensSampled`, `Preempted`
-from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and exactly one terminal event to each client. It
-never waits for anybody but its inbox: a client that does not keep up loses its own stream.
+In: `Submit`, `Disconnect`, `Drain` from clients; `Refused` from the scheduler; `PrefillStarted`, `TokensSampled`,
+`Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and exactly one terminal event to each
+client. It never waits for anybody but its inbox: a client that does not keep up loses its own stream.
 """
 
 import heapq
@@ -27,8 +27,8 @@ from actors.messages import (
     GetStatus,
     Key,
     Message,
-    Placed,
     Preempted,
+    PrefillStarted,
     Refused,
     SampledToken,
     Status,
@@ -80,7 +80,7 @@ class GatewayActor:
             case TokensSampled():
                 for sampled in message.tokens:
                     self._token(ctx, sampled)
-            case Placed():
+            case PrefillStarted():
                 record = self.ledger.requests.get(message.key.request)
                 if record is not None and message.key.attempt == 1:
                     record.cached_tokens = message.cached_tokens
@@ -139,6 +139,7 @@ class GatewayActor:
             tokens=submit.prompt + accepted,
             prompt_tokens=len(submit.prompt),
             params=submit.params,
+            cache_salt=submit.cache_salt,
             deadline=self._give_up_at(record, ctx.now()),
         )
         if not ctx.post(SCHEDULER, admit):

@@ -9,6 +9,7 @@ from typing import Literal, NewType
 
 import msgspec
 
+from runtime.prefix_cache import Digest, PrefixChain
 from runtime.sampling_params import SamplingParams
 from runtime.topology import Role
 
@@ -61,7 +62,10 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(Message, frozen=True, kw_only=True):
-    """A validated request. All its events go to `client`; exactly one of them is terminal."""
+    """A validated request. All its events go to `client`; exactly one of them is terminal.
+
+    Only requests with the same `cache_salt` share cached prefixes.
+    """
 
     request: str
     client: Address
@@ -69,6 +73,7 @@ class Submit(Message, frozen=True, kw_only=True):
     params: SamplingParams
     num_choices: int
     stop: tuple[str, ...] = ()
+    cache_salt: str | None = None
     queue_timeout_s: float
     progress_timeout_s: float
 
@@ -140,16 +145,8 @@ class Admit(Message, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     prompt_tokens: int
     params: SamplingParams
+    cache_salt: str | None = None
     deadline: float
-
-
-class Placed(Message, frozen=True, kw_only=True):
-    """The group has its workers; the first `cached_tokens` tokens came from a prefix cache."""
-
-    key: Key
-    prefill: Address
-    decode: Address
-    cached_tokens: int
 
 
 class Refused(Message, frozen=True, kw_only=True):
@@ -171,7 +168,10 @@ class AbortGroup(Message, frozen=True, kw_only=True):
 
 
 class Reserve(Message, frozen=True, kw_only=True):
-    """Lease pages and rows for a group: its prompt's pages once, a tail and `reserve_tokens` more for each choice."""
+    """Lease pages and rows for a group: its prompt's pages once, a tail and `reserve_tokens` more for each choice.
+
+    Pages of `prefix` that the worker has cached are pinned instead of leased anew; None uses and fills no cache.
+    """
 
     key: Key
     choices: tuple[int, ...]
@@ -179,17 +179,29 @@ class Reserve(Message, frozen=True, kw_only=True):
     num_tokens: int
     prompt_tokens: int
     reserve_tokens: int
+    prefix: PrefixChain | None = None
     deadline: float
 
 
 class Inventory(Message, frozen=True, kw_only=True):
-    """A worker's own page and row accounting: the truth that the scheduler's view is rebuilt from."""
+    """A worker's own page and row accounting: the truth that the scheduler's view is rebuilt from.
+
+    `available_pages` are those that a lease could take: free ones, and cached ones that nobody uses.
+    """
 
     worker: Address
-    free_pages: int
+    available_pages: int
     free_rows: int
     num_groups: int
     queued_prefill_tokens: int
+
+
+class PrefixesChanged(Message, frozen=True, kw_only=True):
+    """Prefixes that the worker has come to hold, and those that it holds no more; by these requests are routed."""
+
+    worker: Address
+    added: tuple[Digest, ...]
+    removed: tuple[Digest, ...]
 
 
 class Reserved(Message, frozen=True, kw_only=True):
@@ -208,7 +220,10 @@ class ReserveRefused(Message, frozen=True, kw_only=True):
 
 
 class StartPrefill(Message, frozen=True, kw_only=True):
-    """Prefill the group's tokens for the decode worker that holds its lease, skipping `cached_tokens` of transfer."""
+    """Prefill the group's tokens for the decode worker that holds its lease, skipping `cached_tokens` of transfer.
+
+    What the prefill worker itself has cached of `prefix` it need not compute.
+    """
 
     key: Key
     choices: tuple[int, ...]
@@ -216,6 +231,7 @@ class StartPrefill(Message, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     prompt_tokens: int
     cached_tokens: int
+    prefix: PrefixChain | None = None
     params: SamplingParams
     decode: Address
     deadline: float
@@ -305,6 +321,14 @@ class StartDecode(Message, frozen=True, kw_only=True):
 # --- workers -> gateway
 
 
+class PrefillStarted(Message, frozen=True, kw_only=True):
+    """The first chunk of the group is on its way; `cached_tokens` of its tokens were not computed but found cached."""
+
+    worker: Address
+    key: Key
+    cached_tokens: int
+
+
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     """One token of one choice at its output index; `finish` tells that the worker ended the choice with it."""
 
@@ -366,17 +390,28 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 GatewayMessage = (
-    Submit | Disconnect | Drain | Placed | Refused | TokensSampled | Preempted | WorkerDown | WorkerUp | GetStatus
+    Submit
+    | Disconnect
+    | Drain
+    | Refused
+    | PrefillStarted
+    | TokensSampled
+    | Preempted
+    | WorkerDown
+    | WorkerUp
+    | GetStatus
 )
-SchedulerMessage = Admit | AbortGroup | Reserved | ReserveRefused | Released | Inventory | WorkerDown | WorkerUp
+SchedulerMessage = (
+    Admit | AbortGroup | Reserved | ReserveRefused | Released | Inventory | PrefixesChanged | WorkerDown | WorkerUp
+)
 WorkerMessage = Reserve | StartPrefill | Cancel | KvChunkReady | ChunkAcked | ChunkLost | StartDecode | WorkerDown
 TransferMessage = MoveChunk | Cancel | WorkerDown
 ClientMessage = Delta | Completed | Failed | Drained | Status
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
-    Drain, Placed, Refused, Reserved, ReserveRefused, Released, Inventory, ChunkAcked, ChunkLost, WorkerDown,
-    WorkerUp, GetStatus, Status, Drained, Preempted,
+    Drain, Refused, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, PrefillStarted, ChunkAcked,
+    ChunkLost, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, StartDecode, KvChunkReady, Delta, Completed, Failed)

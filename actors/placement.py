@@ -1,7 +1,9 @@
 """The scheduler's view of workers and its pure choices over it: who decodes, who prefills, how long to wait.
 
 The workers' own accounting is the truth. A view holds the last inventory that the worker sent, minus what has been
-asked of it since.
+asked of it since. Costs are in tokens of KV: what a worker holds, what it has to compute and what has to come to it.
+A cached prefix is worth as much as the difference in load that it makes up for, so that a popular prefix does not
+pile all its requests on one worker.
 """
 
 from collections import deque
@@ -9,6 +11,7 @@ from collections.abc import Iterable
 
 from actors.leases import lease_pages
 from actors.messages import Address, Admit, Inventory, Key, WorkerUp
+from runtime.prefix_cache import Digest, PrefixChain, count_leading
 from runtime.topology import Role
 
 
@@ -25,21 +28,32 @@ class WorkerView:
         self.alive = True
         self.pending: dict[Key, tuple[int, int]] = {}
         self.prefill_tokens = 0
+        self.prefixes: set[Digest] = set()
 
     def update(self, inventory: Inventory) -> None:
         """Takes the worker's word."""
         self.inventory = inventory
         self.prefill_tokens = inventory.queued_prefill_tokens
 
+    def change_prefixes(self, added: Iterable[Digest], removed: Iterable[Digest]) -> None:
+        """Follows the worker's index of cached prefixes."""
+        self.prefixes.difference_update(removed)
+        self.prefixes.update(added)
+
     @property
-    def free_pages(self) -> int:
-        """Free pages once the pending reservations are granted."""
-        return self.inventory.free_pages - sum(pages for pages, _ in self.pending.values())
+    def available_pages(self) -> int:
+        """Pages that a lease could take once the pending reservations are granted."""
+        return self.inventory.available_pages - sum(pages for pages, _ in self.pending.values())
 
     @property
     def free_rows(self) -> int:
         """Free rows, likewise."""
         return self.inventory.free_rows - sum(rows for _, rows in self.pending.values())
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens of KV that running work holds or has been promised."""
+        return (self.usable_pages - self.available_pages) * self.page_size
 
 
 def need(view: WorkerView, admit: Admit, reserve_tokens: int) -> tuple[int, int]:
@@ -48,23 +62,42 @@ def need(view: WorkerView, admit: Admit, reserve_tokens: int) -> tuple[int, int]
     return shared + own * len(admit.choices), len(admit.choices)
 
 
-def choose_decode(views: Iterable[WorkerView], admit: Admit, reserve_tokens: int) -> WorkerView | None:
-    """The living decode worker with the most free pages among those that can take the group now."""
-    best: WorkerView | None = None
-    for view in views:
+def cached_tokens(view: WorkerView, admit: Admit, prefix: PrefixChain | None) -> int:
+    """Tokens of the group that the worker holds already, as far as the scheduler knows."""
+    if prefix is None:
+        return 0
+    reusable = prefix.reusable(len(admit.tokens), view.page_size)
+    return count_leading(reusable, view.prefixes) * view.page_size
+
+
+def choose_decode(
+    views: Iterable[WorkerView], admit: Admit, reserve_tokens: int, prefix: PrefixChain | None
+) -> WorkerView | None:
+    """Of the living decode workers that can take the group now, the one with the least KV to hold and to receive.
+
+    A mixed worker also counts what it has to prefill before the group's own prompt.
+    """
+
+    def cost(view: WorkerView) -> tuple[int, int, int]:
+        tokens = view.used_tokens + len(admit.tokens) - cached_tokens(view, admit, prefix)
+        backlog = view.prefill_tokens if view.role == "mixed" else 0
+        return tokens + backlog, -view.available_pages, -view.free_rows
+
+    def fits(view: WorkerView) -> bool:
         pages, rows = need(view, admit, reserve_tokens)
-        fits = view.alive and view.role != "prefill" and pages <= view.free_pages and rows <= view.free_rows
-        if fits and (best is None or (view.free_pages, view.free_rows) > (best.free_pages, best.free_rows)):
-            best = view
-    return best
+        return view.alive and view.role != "prefill" and pages <= view.available_pages and rows <= view.free_rows
+
+    return min(filter(fits, views), key=cost, default=None)
 
 
-def choose_prefill(views: Iterable[WorkerView], decode: WorkerView) -> WorkerView | None:
-    """The decode worker itself where it is mixed; else the living prefill worker with the least to do."""
+def choose_prefill(
+    views: Iterable[WorkerView], decode: WorkerView, admit: Admit, prefix: PrefixChain | None
+) -> WorkerView | None:
+    """The decode worker itself where it is mixed; else the living prefill worker that will be done first."""
     if decode.role == "mixed":
         return decode
     alive = [view for view in views if view.alive and view.role == "prefill"]
-    return min(alive, key=lambda view: view.prefill_tokens, default=None)
+    return min(alive, key=lambda view: view.prefill_tokens - cached_tokens(view, admit, prefix), default=None)
 
 
 def never_fits(views: Iterable[WorkerView], admit: Admit, reserve_tokens: int) -> str | None:

@@ -6,13 +6,14 @@ credit for its destination in hand, so a decode worker that does not take chunks
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import msgspec
 
 from actors.messages import Address, Key, StartPrefill
 from runtime.engine import EngineSpec
 from runtime.pages import PagePool
+from runtime.prefix_cache import Digest
 
 
 class Staged(msgspec.Struct, frozen=True):
@@ -27,7 +28,8 @@ class Staged(msgspec.Struct, frozen=True):
 class PrefillJob:
     """One group's prompt on its way. `done` tokens are dispatched, `sent` tokens are staged or need no transfer.
 
-    A local job (mixed worker) writes into the pages of the lease and transfers nothing.
+    The first `cached` tokens were found in this worker's cache: they are done from the start, but still to be sent if
+    the decode side lacks them. A local job (mixed worker) writes into the pages of the lease and transfers nothing.
     """
 
     def __init__(self, start: StartPrefill, choices: tuple[int, ...], local_pages: tuple[int, ...] | None) -> None:
@@ -35,7 +37,10 @@ class PrefillJob:
         self.choices = list(choices)
         self.local = local_pages is not None
         self.pages: tuple[int, ...] = local_pages or ()
-        self.done = 0
+        self.cached = start.cached_tokens if self.local else 0
+        self.done = self.cached
+        self.begun = False
+        self.told = False
         self.sent = start.cached_tokens
         self.next_sequence = 0
 
@@ -49,9 +54,22 @@ class PrefillJob:
         """Tokens that are not dispatched yet."""
         return len(self.start.tokens) - self.done
 
+    def reusable(self, page_size: int) -> tuple[Digest, ...]:
+        """Digests of the prompt's pages that a cache may provide."""
+        prefix = self.start.prefix
+        return prefix.reusable(len(self.start.tokens), page_size) if prefix is not None else ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to compute or to send."""
+        return not self.remaining and (self.local or self.sent == len(self.start.tokens))
+
 
 class PlannedChunk(msgspec.Struct, frozen=True):
-    """One job's share of the next step: tokens `begin..end-1`; `send` is the token range that leaves afterwards."""
+    """One job's share of the next turn: tokens `begin..end-1` to compute, none where all are done.
+
+    `send` is the token range that leaves afterwards.
+    """
 
     job: PrefillJob
     begin: int
@@ -60,17 +78,21 @@ class PlannedChunk(msgspec.Struct, frozen=True):
 
     @property
     def last(self) -> bool:
-        """Whether the prompt ends with it."""
-        return self.end == len(self.job.start.tokens)
+        """Whether computing the prompt ends with it."""
+        return self.begin < self.end == len(self.job.start.tokens)
 
 
 class PrefillPhase:
     """Jobs, staged chunks and credits of one worker."""
 
-    def __init__(self, spec: EngineSpec, pool: PagePool, staged_per_decode: int) -> None:
+    def __init__(
+        self, spec: EngineSpec, pool: PagePool, staged_per_decode: int, rematch: Callable[[PrefillJob], None]
+    ) -> None:
+        """`rematch` lets a local job that has not begun take over prefixes that were cached after its lease."""
         self._spec = spec
         self._pool = pool
         self._staged_per_decode = staged_per_decode
+        self._rematch = rematch
         self.jobs: dict[Key, PrefillJob] = {}
         self.staged: dict[tuple[Key, int], Staged] = {}
         self._used: Counter[Address] = Counter()
@@ -85,15 +107,18 @@ class PrefillPhase:
         self.jobs[job.key] = job
 
     def plan(self) -> tuple[PlannedChunk, ...]:
-        """The next step's chunks, oldest job first, within the token budget, the segment limit and the credits."""
-        budget, planned = self._spec.chunk_tokens, list[PlannedChunk]()
+        """The next turn's chunks, oldest job first, within the token budget, the segment limit and the credits."""
+        budget, segments, planned = self._spec.chunk_tokens, 0, list[PlannedChunk]()
         credits = Counter(self._used)
+        coming = self._coming(credits)
         short_of_pages = False
         for job in sorted(self.jobs.values(), key=lambda job: (job.start.order, job.key)):
-            if budget <= 0 or len(planned) == self._spec.max_prefill_segments:
-                break
-            if not job.remaining:
+            if segments == self._spec.max_prefill_segments:
+                budget = 0
+            if not job.begun and (not budget or self._waits_for(job, coming)):
                 continue
+            if not job.pages and credits[job.start.decode] >= self._staged_per_decode:
+                continue  # it could send nothing, and by the time that it can more may be cached
             if not job.pages and (short_of_pages or not self._give_pages(job)):
                 short_of_pages = True  # younger jobs that hold pages go on, or the older one would wait for ever
                 continue
@@ -106,35 +131,71 @@ class PrefillPhase:
                 credits[job.start.decode] += 1
             planned.append(chunk)
             budget -= chunk.end - chunk.begin
+            segments += chunk.begin < chunk.end
+            coming.update(self._filled(chunk))
         return tuple(planned)
 
+    def _coming(self, credits: Counter[Address]) -> set[Digest]:
+        """What jobs that have begun will compute next, unless they are stuck."""
+        coming, step = set[Digest](), self._spec.chunk_tokens
+        for job in self.jobs.values():
+            if job.begun and job.remaining and credits[job.start.decode] < self._staged_per_decode:
+                coming.update(self._filled(PlannedChunk(job, job.done, job.done + step, None)))
+        return coming
+
+    def _waits_for(self, job: PrefillJob, coming: Set[Digest]) -> bool:
+        """Whether the job had better wait a turn, because another one is computing the page that it would begin with.
+
+        Equal prompts that arrive together are so computed once. A local job takes over what has come since its lease.
+        """
+        reusable = job.reusable(self._spec.page_size)
+        if job.local:
+            self._rematch(job)
+            begin = job.cached // self._spec.page_size
+        else:
+            begin = len(self._pool.match(reusable))
+        return begin < len(reusable) and reusable[begin] in coming
+
+    def _filled(self, chunk: PlannedChunk) -> tuple[Digest, ...]:
+        """Digests of the pages that the chunk completes."""
+        prefix, page = chunk.job.start.prefix, self._spec.page_size
+        return prefix.digests[chunk.begin // page : chunk.end // page] if prefix is not None else ()
+
     def _give_pages(self, job: PrefillJob) -> bool:
-        if job.pages:
-            return True
-        need = self._spec.pages_for(len(job.start.tokens))
-        if need > self._pool.free_pages:
+        """Pins what is cached of the prompt and leases the rest, or does nothing and returns False."""
+        matched = self._pool.match(job.reusable(self._spec.page_size))
+        need = self._spec.pages_for(len(job.start.tokens)) - len(matched)
+        if need > self._pool.available_beside(matched):
             return False
-        job.pages = self._pool.lease(need)
-        self._pool.hold(job.pages)
+        self._pool.pin(matched)
+        leased = self._pool.lease(need)
+        self._pool.hold(leased)
+        job.pages = matched + leased
+        job.cached = job.done = len(matched) * self._spec.page_size
         return True
 
     def _next_chunk(self, job: PrefillJob, budget: int) -> PlannedChunk | None:
-        """Chunks end on page boundaries, or with the prompt, so that every page is sent exactly once."""
+        """Chunks end on page boundaries, or with the prompt, so that every page is sent exactly once.
+
+        Cached pages that the decode side lacks leave as fast as others do: at most a chunk's worth at a time.
+        """
         page = self._spec.page_size
         size = job.remaining if job.remaining <= budget else budget // page * page
-        if size == 0:
-            return None
         end = job.done + size
-        last = end == len(job.start.tokens)
-        covered = end if last else end // page * page
+        covered = end if end == len(job.start.tokens) else end // page * page
+        covered = min(covered, job.sent + self._spec.chunk_tokens)
         send = (job.sent, covered) if not job.local and covered > job.sent else None
-        return PlannedChunk(job, job.done, end, send)
+        return PlannedChunk(job, job.done, end, send) if size or send is not None else None
 
     def dispatched(self, chunk: PlannedChunk) -> None:
-        """The chunk's forward pass is on its way."""
-        chunk.job.done = chunk.end
+        """The chunk's work is on its way: whoever is planned from now on may read the pages that it fills."""
+        job, page = chunk.job, self._spec.page_size
+        job.done = chunk.end
+        job.begun = True
         if chunk.send is not None:
-            chunk.job.sent = chunk.send[1]
+            job.sent = chunk.send[1]
+        filled = self._filled(chunk)
+        self._pool.register(job.pages[chunk.begin // page :][: len(filled)], filled)
 
     def stage(self, chunk: PlannedChunk, handle: int) -> int:
         """Takes a credit for the gathered chunk; returns its sequence number within the job."""

@@ -1,10 +1,10 @@
 """The scheduler: admits or refuses at once, and gives each group a decode lease before its prefill starts.
 
-In: `Admit`, `AbortGroup` from the gateway; `Reserved`, `ReserveRefused`, `Released`, `Inventory`, `WorkerUp` from
-workers; `WorkerDown` from the supervisor. Out: `Reserve`, `StartPrefill`, `Cancel` to workers; `Placed`, `Refused`,
-`Preempted` to the gateway. Decode first: nobody prefills for a group whose pages are not promised, so nobody holds one
-thing and waits for another. The oldest waiting group goes first and is never overtaken; a recovered group keeps its
-request's age and so goes before newer ones.
+In: `Admit`, `AbortGroup` from the gateway; `Reserved`, `ReserveRefused`, `Released`, `Inventory`, `PrefixesChanged`,
+`WorkerUp` from workers; `WorkerDown` from the supervisor. Out: `Reserve`, `StartPrefill`, `Cancel` to workers;
+`Refused`, `Preempted` to the gateway. Decode first: nobody prefills for a group whose pages are not promised, so nobody
+holds one thing and waits for another. The oldest waiting group goes first and is never overtaken; a recovered group
+keeps its request's age and so goes before newer ones.
 """
 
 import bisect
@@ -23,8 +23,8 @@ from actors.messages import (
     Inventory,
     Key,
     Message,
-    Placed,
     Preempted,
+    PrefixesChanged,
     Refused,
     Released,
     Reserve,
@@ -35,16 +35,27 @@ from actors.messages import (
     WorkerDown,
     WorkerUp,
 )
-from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, has_path, need, never_fits
+from actors.placement import (
+    DrainRate,
+    WorkerView,
+    cached_tokens,
+    choose_decode,
+    choose_prefill,
+    has_path,
+    need,
+    never_fits,
+)
 from actors.tombstones import Tombstones
+from runtime.prefix_cache import PrefixChain, chain_of
 
 
 class Grant:
     """A group that a decode worker was asked to hold; `prefill` is set once the lease is there."""
 
-    def __init__(self, admit: Admit, decode: Address) -> None:
+    def __init__(self, admit: Admit, decode: Address, prefix: PrefixChain | None) -> None:
         self.admit = admit
         self.decode = decode
+        self.prefix = prefix
         self.prefill: Address | None = None
         self.open = set(admit.choices)
 
@@ -52,9 +63,11 @@ class Grant:
 class SchedulerActor:
     """See the module. `max_queued` bounds the groups that wait; recovered ones are always let in."""
 
-    def __init__(self, max_queued: int, decode_reserve_tokens: int) -> None:
+    def __init__(self, max_queued: int, decode_reserve_tokens: int, *, prefix_cache: bool) -> None:
         self._max_queued = max_queued
         self._decode_reserve_tokens = decode_reserve_tokens
+        self._prefix_cache = prefix_cache
+        self._head: tuple[Key, PrefixChain] | None = None
         self.queue: list[Admit] = []
         self.grants: dict[Key, Grant] = {}
         self.workers: dict[Address, WorkerView] = {}
@@ -86,6 +99,9 @@ class SchedulerActor:
             case Inventory():
                 if message.worker in self.workers:
                     self.workers[message.worker].update(message)
+            case PrefixesChanged():
+                if message.worker in self.workers:
+                    self.workers[message.worker].change_prefixes(message.added, message.removed)
             case WorkerUp():
                 self._worker_up(message)
             case WorkerDown():
@@ -132,7 +148,8 @@ class SchedulerActor:
                     self._refuse_all(ctx)
                 return
             reserve_tokens = self._reserve_tokens(admit)
-            view = choose_decode(self.workers.values(), admit, reserve_tokens)
+            prefix = self._prefix(admit)
+            view = choose_decode(self.workers.values(), admit, reserve_tokens, prefix)
             if view is None:
                 if self._refuse_too_large(ctx, admit):  # admitted before any worker was up
                     self.queue.pop(0)
@@ -140,7 +157,7 @@ class SchedulerActor:
                 return
             self.queue.pop(0)
             view.pending[admit.key] = need(view, admit, reserve_tokens)
-            self.grants[admit.key] = Grant(admit, view.address)
+            self.grants[admit.key] = Grant(admit, view.address, prefix)
             ctx.post(
                 view.address,
                 Reserve(
@@ -150,9 +167,19 @@ class SchedulerActor:
                     num_tokens=len(admit.tokens),
                     prompt_tokens=admit.prompt_tokens,
                     reserve_tokens=reserve_tokens,
+                    prefix=prefix,
                     deadline=admit.deadline,
                 ),
             )
+
+    def _prefix(self, admit: Admit) -> PrefixChain | None:
+        """The chain of the group at the head of the queue, computed once; page sizes are alike on all workers."""
+        if not self._prefix_cache:
+            return None
+        if self._head is None or self._head[0] != admit.key:
+            page_size = next(iter(self.workers.values())).page_size
+            self._head = (admit.key, chain_of(admit.tokens, page_size, admit.cache_salt))
+        return self._head[1]
 
     def _has_path(self) -> bool:
         """Whether some living worker decodes and some living worker prefills."""
@@ -176,12 +203,12 @@ class SchedulerActor:
         grant = self.grants.get(message.key)
         if grant is None or grant.decode != view.address:
             return
-        prefill = choose_prefill(self.workers.values(), view)
+        prefill = choose_prefill(self.workers.values(), view, grant.admit, grant.prefix)
         if prefill is None:
             self._take_back(ctx, message.key, grant, "no prefill worker is up")
             return
         grant.prefill = prefill.address
-        prefill.prefill_tokens += len(grant.admit.tokens)
+        prefill.prefill_tokens += len(grant.admit.tokens) - cached_tokens(prefill, grant.admit, grant.prefix)
         admit = grant.admit
         ctx.post(
             prefill.address,
@@ -192,18 +219,10 @@ class SchedulerActor:
                 tokens=admit.tokens,
                 prompt_tokens=admit.prompt_tokens,
                 cached_tokens=message.cached_tokens,
+                prefix=grant.prefix,
                 params=admit.params,
                 decode=grant.decode,
                 deadline=admit.deadline,
-            ),
-        )
-        ctx.post(
-            GATEWAY,
-            Placed(
-                key=admit.key,
-                prefill=prefill.address,
-                decode=grant.decode,
-                cached_tokens=message.cached_tokens,
             ),
         )
 

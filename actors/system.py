@@ -166,6 +166,7 @@ def _submit(request: GenerateRequest, client: Address) -> Submit:
         params=request.params,
         num_choices=request.num_choices,
         stop=request.stop,
+        cache_salt=request.cache_salt,
         queue_timeout_s=request.queue_timeout_s,
         progress_timeout_s=request.progress_timeout_s,
     )

@@ -42,7 +42,8 @@ class TurnPlanner:
             decode_rows = tuple(sequence.row for sequence in sequences)
             turn.step = Step(prefill=tuple(segments), decode=decode_rows, table=tuple(table))
         turn.slots = tuple(slots)
-        return (turn if turn.step is not None or inserts or turn.rows else None), preempted
+        has_work = turn.step is not None or inserts or turn.rows or turn.gathers
+        return (turn if has_work else None), preempted
 
     def _preempted(self, victim: Lease | Sequence, fence: int) -> Preemption:
         """Names the victim's choices; a local prefill that was filling a lease ends with it."""
@@ -71,9 +72,10 @@ class TurnPlanner:
                 remote = None if job.local else job
                 slots += [Slot(job.key.sibling(row.choice), index, remote) for row in rows]
             kept.append(chunk)
-            pages = job.pages[: self._spec.pages_for(chunk.end)]
-            tokens = job.start.tokens[chunk.begin : chunk.end]
-            segments.append(PrefillSegment(tokens=tokens, start=chunk.begin, pages=pages, sample_rows=sample_rows))
+            if chunk.begin < chunk.end:
+                pages = job.pages[: self._spec.pages_for(chunk.end)]
+                tokens = job.start.tokens[chunk.begin : chunk.end]
+                segments.append(PrefillSegment(tokens=tokens, start=chunk.begin, pages=pages, sample_rows=sample_rows))
             self._plan_moves(turn, chunk)
             self._prefill.dispatched(chunk)
         turn.chunks = tuple(kept)

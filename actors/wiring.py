@@ -25,11 +25,15 @@ CLIENT_CAPACITY: Mapping[MailboxClass, int] = {"control": 16, "cancel": 1, "toke
 
 
 class SystemOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`max_queued` requests wait for a place; `max_choices` bounds n. The rest bounds or times the workers."""
+    """`max_queued` requests wait for a place; `max_choices` bounds n. The rest bounds or times the workers.
+
+    `prefix_cache` lets requests share the KV of equal beginnings.
+    """
 
     max_queued: int = 1024
     max_choices: int = 128
     decode_reserve_tokens: int = 256
+    prefix_cache: bool = True
     worker: WorkerOptions = WorkerOptions()
     restart: RestartPolicy = RestartPolicy()
 
@@ -64,7 +68,11 @@ def wire(
     room = _capacity(max_requests * min(options.max_choices, rows))
     specs = [
         ActorSpec(GATEWAY, GatewayActor(make_text, max_requests), room),
-        ActorSpec(SCHEDULER, SchedulerActor(options.max_queued, options.decode_reserve_tokens), room),
+        ActorSpec(
+            SCHEDULER,
+            SchedulerActor(options.max_queued, options.decode_reserve_tokens, prefix_cache=options.prefix_cache),
+            room,
+        ),
     ]
     if not topology.named("mixed"):
         specs.append(ActorSpec(TRANSFER, TransferActor(mover), room))

@@ -1,8 +1,9 @@
 """A worker: the actor of one slice. Its role is a policy, which phases it plans; the code is the same for all.
 
 In: `Reserve`, `StartPrefill`, `Cancel` from the scheduler; `KvChunkReady`, `ChunkLost` from transfer; `StartDecode` and
-`ChunkAcked` from other workers. Out: `Reserved`, `ReserveRefused`, `Released`, `Inventory` to the scheduler;
-`TokensSampled`, `Preempted` to the gateway; `MoveChunk` to transfer; `StartDecode`, `ChunkAcked` to other workers.
+`ChunkAcked` from other workers. Out: `Reserved`, `ReserveRefused`, `Released`, `Inventory`, `PrefixesChanged` to the
+scheduler; `PrefillStarted`, `TokensSampled`, `Preempted` to the gateway; `MoveChunk` to transfer; `StartDecode`,
+`ChunkAcked` to other workers.
 
 Its life is a loop of *turns*: read the inbox, plan, enqueue device work (inserts, row state, one step, gathers) in one
 call on the slice's thread, then wait for the step of the turn *before*. So one step is always in flight while the host
@@ -13,7 +14,7 @@ device work up to turn t at most; they stay in quarantine until that turn has re
 import msgspec
 
 from actors.context import Context
-from actors.decode import DecodePhase, Insert, finish_of
+from actors.decode import DecodePhase, Insert, Lease, finish_of
 from actors.messages import (
     GATEWAY,
     SCHEDULER,
@@ -28,6 +29,8 @@ from actors.messages import (
     Message,
     MoveChunk,
     Preempted,
+    PrefillStarted,
+    PrefixesChanged,
     Released,
     Reserve,
     Reserved,
@@ -68,7 +71,7 @@ class WorkerActor:
         self._options = options
         spec = engine.spec
         self.free_rows = list(range(spec.num_rows))
-        self.prefill = PrefillPhase(spec, pool, options.staged_per_decode)
+        self.prefill = PrefillPhase(spec, pool, options.staged_per_decode, self._rematch)
         self.decode = DecodePhase(spec, pool, self.free_rows)
         self._planner = TurnPlanner(spec, role, self.prefill, self.decode, self.free_rows)
         self._tombstones = Tombstones()
@@ -162,22 +165,32 @@ class WorkerActor:
         if lease is None:
             ctx.post(SCHEDULER, ReserveRefused(key=message.key, inventory=inventory))
         else:
-            ctx.post(SCHEDULER, Reserved(key=message.key, cached_tokens=0, inventory=inventory))
+            ctx.post(SCHEDULER, Reserved(key=message.key, cached_tokens=lease.cached_tokens, inventory=inventory))
         self._reported = inventory
 
     def _start_prefill(self, ctx: Context, message: StartPrefill) -> None:
         choices = self._tombstones.alive(message.key, message.choices)
+        self._reported = None  # the scheduler counts these tokens as work here: it is told how many are left
         if not choices:
-            self._reported = None  # the scheduler counts these tokens as work here: it is told that they are not
             return
         local_pages = None
         if message.decode == self.address:
             lease = self.decode.leases.get(message.key)
             if lease is None:
                 return
-            local_pages = lease.pages(choices[0])[: self._engine.spec.pages_for(len(message.tokens))]
+            local_pages = self._local_pages(lease, choices[0])
             self.pool.hold(local_pages)
         self.prefill.add(PrefillJob(message, choices, local_pages))
+
+    def _local_pages(self, lease: Lease, choice: int) -> tuple[int, ...]:
+        return lease.pages(choice)[: self._engine.spec.pages_for(lease.reserve.num_tokens)]
+
+    def _rematch(self, job: PrefillJob) -> None:
+        """A local job that has not begun uses what others have cached since it was leased its pages."""
+        lease = self.decode.leases[job.key]
+        self.decode.rematch(lease, self._next_fence)
+        job.pages = self._local_pages(lease, job.choices[0])
+        job.cached = job.done = lease.cached_tokens
 
     def _start_decode(self, ctx: Context, message: StartDecode) -> None:
         ended = self.decode.start(message, self._next_fence)
@@ -238,6 +251,7 @@ class WorkerActor:
         )
         self._turn += 1
         self._arrived.clear()  # not before: a failed turn gives their handles up with the worker
+        self._tell_started(ctx, turn)
         for insert in turn.inserts:
             self._acknowledge(ctx, insert.ready)
         for (planned, _), kv in zip(turn.gathers, gathered, strict=True):
@@ -247,6 +261,11 @@ class WorkerActor:
             return None
         trailing = bool(turn.gathers or turn.copies)
         return Flight(handle, turn.slots, finished, self._turn - trailing)
+
+    def _tell_started(self, ctx: Context, turn: Turn) -> None:
+        for job in [chunk.job for chunk in turn.chunks if not chunk.job.told]:
+            job.told = True
+            self._tell_gateway(ctx, PrefillStarted(worker=self.address, key=job.key, cached_tokens=job.cached))
 
     def _move(self, ctx: Context, planned: PlannedChunk, handle: int) -> None:
         job = planned.job
@@ -266,13 +285,16 @@ class WorkerActor:
             raise RuntimeError(f"transfer has no room for {job.key}")
 
     def _end_jobs(self, turn: Turn) -> tuple[PrefillJob, ...]:
-        """Jobs whose last chunk is on its way give up their pages and borrowed rows: later work comes after it."""
+        """Jobs that are on their way as a whole give up their pages, and borrowed rows: later work comes after it.
+
+        Returns the jobs whose first tokens the step samples for another worker.
+        """
         finished = list[PrefillJob]()
         for chunk in turn.chunks:
-            if chunk.last:
+            if chunk.job.complete:
                 self.prefill.end(chunk.job, self._turn)
-                if not chunk.job.local:
-                    finished.append(chunk.job)
+            if chunk.last and not chunk.job.local:
+                finished.append(chunk.job)
         sampled_rows = [row for segment in (turn.step.prefill if turn.step else ()) for row in segment.sample_rows]
         for row, slot in zip(sampled_rows, turn.slots, strict=False):
             if slot.job is not None:
@@ -300,6 +322,8 @@ class WorkerActor:
             self._tell_gateway(ctx, TokensSampled(worker=self.address, tokens=tuple(tokens)))
         for job in flight.finished_jobs:
             self._hand_over(ctx, job, tuple(starts[job.key]))
+            if not starts[job.key] and job.key in self.prefill.jobs:
+                self.prefill.end(job, self._next_fence)  # nobody wants what is still to be sent
 
     def _land_token(self, ctx: Context, slot: Slot, result: Sampled) -> SampledToken | None:
         """The token for the gateway; None for the overrun of a sequence that has ended in the meantime."""
@@ -311,6 +335,7 @@ class WorkerActor:
             sequence = self.decode.sequences.get(slot.key)
             if sequence is None:
                 return None
+            sequence.tokens.append(result.token)
             finish = finish_of(sequence.params, result.token, slot.index)
             if finish is not None:
                 self.decode.end(sequence, self._turn)
@@ -334,7 +359,7 @@ class WorkerActor:
             ),
         )
 
-    def _tell_gateway(self, ctx: Context, message: TokensSampled | Preempted) -> None:
+    def _tell_gateway(self, ctx: Context, message: PrefillStarted | TokensSampled | Preempted) -> None:
         if not ctx.post(GATEWAY, message):
             raise RuntimeError("the gateway has no room for what it reserved")
 
@@ -343,7 +368,7 @@ class WorkerActor:
     def _inventory(self) -> Inventory:
         return Inventory(
             worker=self.address,
-            free_pages=self.pool.free_pages,
+            available_pages=self.pool.available_pages,
             free_rows=len(self.free_rows),
             num_groups=len(self.decode.leases) + len(self.decode.sequences),
             queued_prefill_tokens=self.prefill.queued_tokens,
@@ -367,6 +392,9 @@ class WorkerActor:
         if inventory != self._reported:
             ctx.post(SCHEDULER, inventory)
             self._reported = inventory
+        added, removed = self.pool.index.take_changes()
+        if added or removed:
+            ctx.post(SCHEDULER, PrefixesChanged(worker=self.address, added=added, removed=removed))
 
     def _drop_handles(self, ctx: Context) -> None:
         for insert in self._arrived:

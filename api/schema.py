@@ -42,6 +42,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     n: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    cache_salt: str | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     stream: bool | None = None

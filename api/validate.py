@@ -20,6 +20,7 @@ from runtime.errors import RequestError
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 512
+MAX_SALT_CHARS = 512
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -79,6 +80,7 @@ def make_job(
     num_choices = _choices(body, len(prompts), model)
     include_usage, continuous_usage = _stream_options(body)
     stop = _stop_strings(body.stop)
+    salt = _cache_salt(body.cache_salt)
     job_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
         GenerateRequest(
@@ -87,6 +89,7 @@ def make_job(
             params=resolve_sampling(body, _token_budget(prompt, max_tokens, model), logprobs, model),
             num_choices=num_choices,
             stop=stop,
+            cache_salt=salt,
             queue_timeout_s=settings.queue_timeout_s,
             progress_timeout_s=settings.progress_timeout_s,
         )
@@ -160,6 +163,14 @@ def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
                 f"stop: a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(text)}", param="stop"
             )
     return tuple(dict.fromkeys(texts))
+
+
+def _cache_salt(salt: str | None) -> str | None:
+    if salt is not None and not 1 <= len(salt) <= MAX_SALT_CHARS:
+        raise RequestError(
+            f"cache_salt: must have 1 to {MAX_SALT_CHARS} characters, got {len(salt)}", param="cache_salt"
+        )
+    return salt
 
 
 def _token_budget(prompt: Prompt, max_tokens: MaxTokens, model: ServedModel) -> int:

@@ -5,6 +5,7 @@ from actors.messages import Address, Key, KvChunkReady, Reserve, StartDecode, St
 from actors.prefill import PrefillJob, PrefillPhase, Staged
 from runtime.engine import EngineSpec, PageWrite
 from runtime.pages import PagePool
+from runtime.prefix_cache import PrefixChain, chain_of
 from runtime.sampling_params import SamplingParams
 
 SPEC = EngineSpec(
@@ -20,14 +21,18 @@ SPEC = EngineSpec(
 PARAMS = SamplingParams(seed=0, max_tokens=20, stop_token_ids=(99,))
 
 
-def _job(name: str, num_tokens: int, order: int, decode: str = "decode.0") -> PrefillJob:
+def _job(
+    name: str, num_tokens: int, order: int, decode: str = "decode.0", cached_tokens: int = 0, first: int = 0
+) -> PrefillJob:
+    tokens = tuple(range(first, first + num_tokens))
     start = StartPrefill(
         key=Key(name, 0, 1),
         choices=(0,),
         order=order,
-        tokens=tuple(range(num_tokens)),
+        tokens=tokens,
         prompt_tokens=num_tokens,
-        cached_tokens=0,
+        cached_tokens=cached_tokens,
+        prefix=chain_of(tokens, SPEC.page_size),
         params=PARAMS,
         decode=Address(decode),
         deadline=1.0,
@@ -36,13 +41,13 @@ def _job(name: str, num_tokens: int, order: int, decode: str = "decode.0") -> Pr
 
 
 def _prefill(staged: int = 4) -> PrefillPhase:
-    return PrefillPhase(SPEC, PagePool(SPEC.num_pages), staged)
+    return PrefillPhase(SPEC, PagePool(SPEC.num_pages), staged, rematch=lambda job: None)
 
 
 def test_a_step_carries_several_prompts_and_cuts_on_page_borders() -> None:
     phase = _prefill()
     phase.add(_job("b", 30, order=2))
-    phase.add(_job("a", 5, order=1))
+    phase.add(_job("a", 5, order=1, first=50))
     first, second = phase.plan()
     assert (first.job.key.request, first.begin, first.end, first.send, first.last) == ("a", 0, 5, (0, 5), True)
     assert (second.job.key.request, second.begin, second.end) == ("b", 0, 8), "11 tokens left, two pages"
@@ -63,15 +68,15 @@ def test_every_token_is_sent_exactly_once() -> None:
 def test_no_credit_no_chunk_for_that_destination_alone() -> None:
     phase = _prefill(staged=1)
     phase.add(_job("stuck", 8, order=0))
-    phase.add(_job("fine", 8, order=1, decode="decode.1"))
+    phase.add(_job("fine", 8, order=1, decode="decode.1", first=10))
     (stuck, fine) = phase.plan()
     phase.dispatched(stuck)
     assert phase.stage(stuck, handle=7) == 0
     phase.dispatched(fine)
     phase.stage(fine, handle=8)
     assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), (0,), 1.0)
-    phase.add(_job("stuck2", 8, order=2))
-    phase.add(_job("fine2", 8, order=3, decode="decode.1"))
+    phase.add(_job("stuck2", 8, order=2, first=20))
+    phase.add(_job("fine2", 8, order=3, decode="decode.1", first=30))
     assert [chunk.job.key.request for chunk in phase.plan()] == ["fine2"]
     assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), (0,), 1.0)
     assert phase.unstage(stuck.job.key, 0) is None, "a credit comes back once"
@@ -81,12 +86,66 @@ def test_no_credit_no_chunk_for_that_destination_alone() -> None:
 def test_pages_are_given_whole_and_in_order() -> None:
     phase = _prefill()
     phase.add(_job("a", 40, order=0))
-    phase.add(_job("b", 28, order=1))
-    phase.add(_job("c", 4, order=2))
-    assert [chunk.job.key.request for chunk in phase.plan()] == ["a"], "b does not fit, and c does not overtake it"
+    phase.add(_job("b", 28, order=1, first=1))
+    phase.add(_job("c", 4, order=2, first=2))
+    (chunk,) = phase.plan()
+    phase.dispatched(chunk)
+    assert [chunk.job.key.request for chunk in phase.plan()] == ["a"], "it uses the whole budget"
+    for _ in range(3):
+        for chunk in phase.plan():
+            phase.dispatched(chunk)
+    assert [job.key.request for job in phase.jobs.values() if job.pages] == ["a"], "b does not fit, c does not overtake"
 
 
-def _reserve(name: str, num_tokens: int, choices: tuple[int, ...] = (0,), order: int = 0) -> Reserve:
+def _all_chunks(phase: PrefillPhase) -> list[tuple[str, int, int, tuple[int, int] | None, bool]]:
+    """Every turn's chunks until nothing is planned any more; each job ends when it is complete."""
+    chunks = []
+    while planned := phase.plan():
+        for chunk in planned:
+            phase.dispatched(chunk)
+            chunks.append((chunk.job.key.request, chunk.begin, chunk.end, chunk.send, chunk.last))
+            if chunk.job.complete:
+                phase.end(chunk.job, fence=0)
+    return chunks
+
+
+def test_what_is_cached_is_not_computed_and_what_the_other_side_has_is_not_sent() -> None:
+    phase = _prefill()
+    phase.add(_job("cold", 40, order=0))
+    _all_chunks(phase)
+    phase.add(_job("warm", 42, order=1, cached_tokens=40))
+    assert _all_chunks(phase) == [("warm", 40, 42, (40, 42), True)]
+
+
+def test_cached_pages_that_the_other_side_lacks_follow_the_first_token_a_chunk_at_a_time() -> None:
+    phase = _prefill()
+    phase.add(_job("cold", 40, order=0))
+    _all_chunks(phase)
+    phase.add(_job("warm", 42, order=1))
+    assert _all_chunks(phase) == [
+        ("warm", 40, 42, (0, 16), True),
+        ("warm", 42, 42, (16, 32), False),
+        ("warm", 42, 42, (32, 42), False),
+    ]
+
+
+def test_a_prompt_that_another_is_computing_waits_for_it() -> None:
+    phase = _prefill()
+    phase.add(_job("first", 30, order=0))
+    phase.add(_job("equal", 30, order=1, decode="decode.1"))
+    phase.add(_job("other", 8, order=2, first=50))
+    assert _all_chunks(phase) == [
+        ("first", 0, 16, (0, 16), False),
+        ("first", 16, 30, (16, 30), True),
+        ("equal", 28, 30, (0, 16), True),
+        ("other", 0, 8, (0, 8), True),
+        ("equal", 30, 30, (16, 30), False),
+    ]
+
+
+def _reserve(
+    name: str, num_tokens: int, choices: tuple[int, ...] = (0,), order: int = 0, prefix: PrefixChain | None = None
+) -> Reserve:
     return Reserve(
         key=Key(name, 0, 1),
         choices=choices,
@@ -94,6 +153,7 @@ def _reserve(name: str, num_tokens: int, choices: tuple[int, ...] = (0,), order:
         num_tokens=num_tokens,
         prompt_tokens=num_tokens,
         reserve_tokens=1,
+        prefix=prefix,
         deadline=1.0,
     )
 
@@ -145,6 +205,23 @@ def test_decode_starts_when_coverage_is_complete_and_not_before() -> None:
     assert not phase.leases
 
 
+def test_a_lease_pins_what_is_cached_and_covers_it() -> None:
+    phase, pool, _ = _decode()
+    prefix = chain_of((1,) * 10, SPEC.page_size)
+    first = phase.reserve(_reserve("a", 10, prefix=prefix))
+    assert first is not None
+    assert first.cached_tokens == 0
+    phase.place(_ready("a", 0, 10))
+    second = phase.reserve(_reserve("b", 10, choices=(0, 1), prefix=prefix))
+    assert second is not None
+    assert (second.cached_tokens, second.shared) == (8, first.shared)
+    assert phase.place(_ready("b", 8, 10)) is not None
+    assert second.complete()
+    phase.start(_start("b", 10, ((0, 1), (1, 2))), fence=0)
+    assert [row.pages[:2] for row in phase.begin_covered(0)] == [first.shared, first.shared]
+    pool.check_integrity()
+
+
 def test_choices_that_ended_in_prefill_give_their_part_back() -> None:
     phase, pool, rows = _decode()
     phase.reserve(_reserve("a", 6, choices=(0, 1)))
@@ -160,7 +237,7 @@ def test_all_ended_in_prefill_waits_for_no_chunk() -> None:
     phase, pool, rows = _decode()
     phase.reserve(_reserve("a", 6))
     assert phase.start(_start("a", 6, ()), fence=0) == (0,)
-    assert pool.free_pages == SPEC.usable_pages
+    assert pool.available_pages == SPEC.usable_pages
     assert len(rows) == SPEC.num_rows
     assert phase.place(_ready("a", 0, 6)) is None
 
@@ -176,7 +253,7 @@ def test_growth_writes_the_page_table_and_the_youngest_makes_room() -> None:
     phase, pool, _ = _decode()
     _run(phase, "old", 31, order=1)
     _run(phase, "young", 31, order=2)
-    assert pool.free_pages == 0
+    assert pool.available_pages == 0
     (old, young), writes, preempted = phase.plan(1)
     assert (writes, preempted) == ([], [])
     for sequence in (old, young):

@@ -2,21 +2,31 @@
 
 from actors.leases import lease_pages
 from actors.messages import Address, Admit, Inventory, Key, WorkerUp
-from actors.placement import DrainRate, WorkerView, choose_decode, choose_prefill, has_path, need, never_fits
+from actors.placement import (
+    DrainRate,
+    WorkerView,
+    cached_tokens,
+    choose_decode,
+    choose_prefill,
+    has_path,
+    need,
+    never_fits,
+)
+from runtime.prefix_cache import chain_of
 from runtime.sampling_params import SamplingParams
 from runtime.topology import Role
 
 
 def _view(name: str, role: Role, pages: int, rows: int = 8, queued: int = 0) -> WorkerView:
     inventory = Inventory(
-        worker=Address(name), free_pages=pages, free_rows=rows, num_groups=0, queued_prefill_tokens=queued
+        worker=Address(name), available_pages=pages, free_rows=rows, num_groups=0, queued_prefill_tokens=queued
     )
     view = WorkerView(WorkerUp(inventory=inventory, role=role, page_size=16, usable_pages=100, num_rows=rows))
     view.prefill_tokens = queued
     return view
 
 
-def _admit(num_tokens: int, num_choices: int = 1) -> Admit:
+def _admit(num_tokens: int = 40, num_choices: int = 1) -> Admit:
     return Admit(
         key=Key("r", 0, 1),
         choices=tuple(range(num_choices)),
@@ -41,29 +51,52 @@ def test_need_counts_shared_pages_once() -> None:
 
 def test_the_emptiest_decode_worker_wins_and_prefill_workers_never() -> None:
     views = [_view("prefill.0", "prefill", 99), _view("decode.0", "decode", 20), _view("decode.1", "decode", 30)]
-    chosen = choose_decode(views, _admit(40), 16)
+    chosen = choose_decode(views, _admit(40), 16, None)
     assert chosen is not None
     assert chosen.address == "decode.1"
     chosen.pending[Key("other", 0, 1)] = (15, 1)
-    again = choose_decode(views, _admit(40), 16)
+    again = choose_decode(views, _admit(40), 16, None)
     assert again is not None
     assert again.address == "decode.0", "what was asked for already counts"
 
 
 def test_nobody_fits() -> None:
-    assert choose_decode([_view("decode.0", "decode", 2)], _admit(40), 16) is None
-    assert choose_decode([_view("decode.0", "decode", 50, rows=1)], _admit(40, num_choices=2), 16) is None
+    assert choose_decode([_view("decode.0", "decode", 2)], _admit(40), 16, None) is None
+    assert choose_decode([_view("decode.0", "decode", 50, rows=1)], _admit(40, num_choices=2), 16, None) is None
     dead = _view("decode.0", "decode", 50)
     dead.alive = False
-    assert choose_decode([dead], _admit(40), 16) is None
+    assert choose_decode([dead], _admit(40), 16, None) is None
 
 
 def test_prefill_goes_to_the_shortest_queue_or_stays_on_a_mixed_worker() -> None:
     busy, free = _view("prefill.0", "prefill", 9, queued=500), _view("prefill.1", "prefill", 9, queued=10)
     decode, mixed = _view("decode.0", "decode", 9), _view("mixed.0", "mixed", 9)
-    assert choose_prefill([busy, free, decode], decode) is free
-    assert choose_prefill([mixed], mixed) is mixed
-    assert choose_prefill([decode], decode) is None
+    assert choose_prefill([busy, free, decode], decode, _admit(), None) is free
+    assert choose_prefill([mixed], mixed, _admit(), None) is mixed
+    assert choose_prefill([decode], decode, _admit(), None) is None
+
+
+def test_a_cached_prefix_outweighs_as_much_load_as_it_saves() -> None:
+    admit = _admit(40)
+    prefix = chain_of(admit.tokens, 16)
+    warm, cold = _view("prefill.0", "prefill", 90), _view("prefill.1", "prefill", 90)
+    warm.change_prefixes(prefix.digests, ())
+    assert cached_tokens(warm, admit, prefix) == 32
+    assert cached_tokens(warm, _admit(32), chain_of((1,) * 32, 16)) == 16, "the last token is computed anew"
+    for queued, chosen in ((0, warm), (31, warm), (33, cold)):
+        warm.prefill_tokens = queued
+        assert choose_prefill([cold, warm], _view("decode.0", "decode", 9), admit, prefix) is chosen
+    for free, wins in ((90, True), (89, True), (87, False)):
+        warm, cold = _view("decode.0", "decode", free), _view("decode.1", "decode", 90)
+        warm.change_prefixes(prefix.digests, ())
+        assert choose_decode([cold, warm], admit, 1, prefix) is (warm if wins else cold)
+    warm.change_prefixes((), prefix.digests[:1])
+    assert cached_tokens(warm, admit, prefix) == 0, "a chain is worth what it has from its beginning"
+
+
+def test_a_mixed_worker_counts_what_it_has_to_prefill() -> None:
+    busy, free = _view("mixed.0", "mixed", 90, queued=100), _view("mixed.1", "mixed", 88)
+    assert choose_decode([busy, free], _admit(), 1, None) is free
 
 
 def test_what_never_fits_is_told_with_its_numbers() -> None:

@@ -77,8 +77,8 @@ def test_penalties_and_min_tokens(model: ServedModel) -> None:
 
 @pytest.mark.anyio
 async def test_requests_carry_them_to_the_engine(http: httpx.AsyncClient, client: FakeClient) -> None:
-    body = {"prompt": ["a", "b"], "seed": 3, "stop": "x", "logprobs": 4, "n": 2, "min_tokens": 1}
+    body = {"prompt": ["a", "b"], "seed": 3, "stop": "x", "logprobs": 4, "n": 2, "min_tokens": 1, "cache_salt": "me"}
     await http.post("/v1/completions", json=body)
     for request in client.requests:
         assert (request.params.seed, request.params.logprobs, request.params.min_tokens) == (3, 4, 1)
-        assert (request.stop, request.num_choices) == (("x",), 2)
+        assert (request.stop, request.num_choices, request.cache_salt) == (("x",), 2, "me")

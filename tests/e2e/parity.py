@@ -31,10 +31,11 @@ PAGE_SIZE = 16
 
 
 class Answer(msgspec.Struct):
-    """Tokens and the logprobs of the chosen ones."""
+    """Tokens and the logprobs of the chosen ones, and how much of the prompt came from a cache."""
 
     tokens: list[int]
     logprobs: list[float]
+    cached_tokens: int
 
 
 class NoText:
@@ -84,22 +85,23 @@ class EngineShelf:
         return self._made[part.name]
 
 
-def answers(engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest]) -> dict[str, Answer]:
-    """All requests at once through the actors."""
-    return asyncio.run(_answers(engines, topology, requests))
+def answers(
+    engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest], *, prefix_cache: bool = False
+) -> dict[str, Answer]:
+    """All requests at once through the actors. With a prefix cache they are asked twice: the second answers count."""
+    return asyncio.run(_answers(engines, topology, requests, prefix_cache))
 
 
-async def _answers(engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest]) -> dict[str, Answer]:
+async def _answers(
+    engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest], prefix_cache: bool
+) -> dict[str, Answer]:
     mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()})
-    options = SystemOptions(max_queued=len(requests), decode_reserve_tokens=16)
+    options = SystemOptions(max_queued=len(requests), decode_reserve_tokens=16, prefix_cache=prefix_cache)
     results: dict[str, Answer] = {}
-    async with (
-        running_system(engines, parse_topology(topology), mover, NoText, options) as system,
-        asyncio.TaskGroup() as group,
-    ):
+    async with running_system(engines, parse_topology(topology), mover, NoText, options) as system:
 
         async def ask(request: GenerateRequest) -> None:
-            answer = Answer([], [])
+            answer = Answer([], [], 0)
             async with system.client.stream(request) as events:
                 async for event in events:
                     if isinstance(event, Delta):
@@ -107,10 +109,13 @@ async def _answers(engines: dict[str, JaxEngine], topology: str, requests: list[
                         answer.logprobs += [record.logprob for record in event.tokens if record.logprob is not None]
                     else:
                         assert isinstance(event, Completed), event
+                        answer.cached_tokens = event.cached_tokens
             results[request.request] = answer
 
-        for request in requests:
-            group.create_task(ask(request))
+        for _ in range(2 if prefix_cache else 1):
+            async with asyncio.TaskGroup() as group:
+                for request in requests:
+                    group.create_task(ask(request))
     return results
 
 

@@ -15,7 +15,7 @@ from runtime.demo import MODEL_DIR
 from runtime.sampling_params import SamplingParams
 from runtime.tokens import Tokenizer
 from tests.checkpoints import write_checkpoint
-from tests.e2e.parity import EngineShelf, answers, compare
+from tests.e2e.parity import EngineShelf, Verdict, answers, compare
 from tests.reference_model import ReferenceModel
 
 TOPOLOGIES = ("prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=3", "prefill=3,decode=1")
@@ -74,6 +74,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096, seed=11, logit_scale=0.5)
 
 
+def judge(name: str, verdict: Verdict, dtype: str) -> None:
+    """What design invariant 4 allows, and no more."""
+    print(f"{name}: {verdict}")  # noqa: T201
+    assert not verdict.wrong
+    assert len(verdict.close_calls) <= MAX_CLOSE_CALLS[dtype]
+    assert verdict.equal + len(verdict.close_calls) == 2 * NUM_PROMPTS
+    assert verdict.max_logprob_gap <= MAX_LOGPROB_GAP[dtype]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -82,12 +91,24 @@ def test_disaggregated_equals_aggregated(model: str, dtype: str, checkpoint: Pat
     folder = checkpoint if model == "random" else MODEL_DIR
     requests = _random_requests(vocab_size=200) if model == "random" else _demo_requests()
     shelf, reference = EngineShelf(folder, dtype), ReferenceModel(folder)
+    limits = (TAU[dtype], TAU_CUT[dtype])
     aggregated = answers(shelf.engines("mixed=1"), "mixed=1", requests)
     for topology in TOPOLOGIES:
         disaggregated = answers(shelf.engines(topology), topology, requests)
-        verdict = compare(reference, requests, aggregated, disaggregated, TAU[dtype], TAU_CUT[dtype])
-        print(f"{model} {dtype} {topology}: {verdict}")  # noqa: T201
-        assert not verdict.wrong
-        assert len(verdict.close_calls) <= MAX_CLOSE_CALLS[dtype]
-        assert verdict.equal + len(verdict.close_calls) == len(requests) == 2 * NUM_PROMPTS
-        assert verdict.max_logprob_gap <= MAX_LOGPROB_GAP[dtype]
+        judge(f"{model} {dtype} {topology}", compare(reference, requests, aggregated, disaggregated, *limits), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("topology", ["mixed=1", "prefill=2,decode=2"])
+def test_cached_prefixes_change_nothing(topology: str, dtype: str, checkpoint: Path) -> None:
+    """Each prompt's second answer, from cached pages wherever there is a full one, against a server without a cache."""
+    requests = _random_requests(vocab_size=200)
+    shelf, reference = EngineShelf(checkpoint, dtype), ReferenceModel(checkpoint)
+    cold = answers(shelf.engines("mixed=1"), "mixed=1", requests)
+    cached = answers(shelf.engines(topology), topology, requests, prefix_cache=True)
+    hits = [cached[request.request].cached_tokens for request in requests]
+    assert all(hit <= len(request.prompt) - 1 for hit, request in zip(hits, requests, strict=True))
+    assert sum(hits) > 0.8 * sum(len(request.prompt) for request in requests)
+    judge(f"{dtype} {topology} cached", compare(reference, requests, cold, cached, TAU[dtype], TAU_CUT[dtype]), dtype)

@@ -88,7 +88,7 @@ async def _settled(system: System) -> None:
             worker = spec.actor.worker
             assert isinstance(worker, WorkerActor)
             with anyio.fail_after(30):
-                while worker.pool.counts().free != worker.pool.counts().total - 1 or worker.prefill.credits_used:
+                while worker.pool.available_pages != worker.pool.counts().total - 1 or worker.prefill.credits_used:
                     await anyio.lowlevel.checkpoint()
             worker.pool.check_integrity()
             assert sorted(worker.free_rows) == list(range(16))

@@ -33,6 +33,8 @@ def check_client(client: SimClient, workload: Workload) -> None:
         usage = (completed.prompt_tokens, completed.completion_tokens)
         assert usage == (len(plan.prompt), sum(sizes)), f"{plan.request} usage {completed}, {sizes=}"
         assert 0 <= completed.cached_tokens < len(plan.prompt), completed
+        assert completed.cached_tokens % workload.spec.page_size == 0, completed
+        assert workload.prefix_cache or completed.cached_tokens == 0, completed
     elif terminals:
         _check_failure(client, workload)
     else:
@@ -119,9 +121,10 @@ def check_scheduler_at_rest(scheduler: SchedulerActor, workers: Iterable[WorkerA
     for worker in workers:
         view = scheduler.workers[worker.address]
         assert not view.pending, f"{worker.address} has unanswered reservations {list(view.pending)}"
-        seen, true = (view.free_pages, view.free_rows), (worker.pool.free_pages, len(worker.free_rows))
+        seen, true = (view.available_pages, view.free_rows), (worker.pool.available_pages, len(worker.free_rows))
         assert seen == true, f"the scheduler sees {seen} free pages and rows on {worker.address}, it has {true}"
         assert view.prefill_tokens == 0, f"the scheduler sees {view.prefill_tokens} tokens on {worker.address}"
+        assert view.prefixes == set(worker.pool.index.pages), f"the scheduler sees other prefixes on {worker.address}"
 
 
 def check_gateway_at_rest(gateway: GatewayActor) -> None:

@@ -75,6 +75,7 @@ class SimClient:
                 params=plan.params,
                 num_choices=plan.num_choices,
                 stop=plan.stop,
+                cache_salt=plan.cache_salt,
                 queue_timeout_s=plan.queue_timeout_s,
                 progress_timeout_s=plan.progress_timeout_s,
             ),

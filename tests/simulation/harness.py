@@ -28,6 +28,9 @@ class Outcome(msgspec.Struct, frozen=True):
     completed: int
     failed: int
     left: int
+    cached_tokens: int
+    moved_tokens: int
+    evicted_pages: int
 
 
 def run_seed(seed: int, fault: bool = False, live_trace: bool = False) -> Outcome:
@@ -86,4 +89,7 @@ def _outcome(system: SimSystem) -> Outcome:
         completed=terminals.count("Completed"),
         failed=terminals.count("Failed"),
         left=sum(client.left for client in system.clients),
+        cached_tokens=system.reuse.cached_tokens,
+        moved_tokens=system.reuse.moved_tokens,
+        evicted_pages=system.reuse.evicted_pages,
     )

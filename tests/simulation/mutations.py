@@ -3,7 +3,7 @@
 A mutation patches one method. It is undone by the test's monkeypatch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from actors.tombstones import Tombstones
 from actors.turn import Turn, enqueue
 from runtime.engine import Engine, KvChunk
 from runtime.pages import PagePool
+from runtime.prefix_cache import extend
 
 
 def pages_freed_without_quarantine(patch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def older_prefill_blocks_younger_holders(patch: pytest.MonkeyPatch) -> None:
         jobs = sorted(self.jobs.values(), key=lambda job: (job.start.order, job.key))
         waiting = [job for job in jobs if not job.pages and job.remaining]
         need = self._spec.pages_for(len(waiting[0].start.tokens)) if waiting else 0
-        if need <= self._pool.free_pages:
+        if need <= self._pool.available_pages:
             return plan(self)
         kept = jobs[: jobs.index(waiting[0])]
         mine, self.jobs = self.jobs, {job.key: job for job in kept}
@@ -159,6 +160,66 @@ def older_prefill_blocks_younger_holders(patch: pytest.MonkeyPatch) -> None:
             self.jobs = mine
 
     patch.setattr(PrefillPhase, "plan", mutant)
+
+
+def digests_forget_what_came_before(patch: pytest.MonkeyPatch) -> None:
+    """A page is named by its own tokens alone, so it is found behind any beginning."""
+
+    def mutant(parent: bytes, tokens: Sequence[int], page_size: int) -> list[bytes]:
+        return [page for start in range(len(tokens) // page_size) for page in
+                extend(b"", tokens[start * page_size : (start + 1) * page_size], page_size)]  # fmt: skip
+
+    patch.setattr("runtime.prefix_cache.extend", mutant)
+
+
+def pinned_pages_can_be_evicted(patch: pytest.MonkeyPatch) -> None:
+    """A page that is in use again stays in the line of those to evict."""
+    pin = PagePool.pin
+
+    def mutant(self: PagePool, pages: Any, refs: int = 1) -> None:
+        waiting = [page for page in pages if page in self._cached]
+        pin(self, pages, refs)
+        self._cached.update((page, None) for page in waiting)
+
+    patch.setattr(PagePool, "pin", mutant)
+
+
+def unfilled_pages_are_registered(patch: pytest.MonkeyPatch) -> None:
+    """A prompt's pages are offered to others as soon as its first chunk is on its way."""
+    dispatched = PrefillPhase.dispatched
+
+    def mutant(self: PrefillPhase, chunk: Any) -> None:
+        dispatched(self, chunk)
+        prefix = chunk.job.start.prefix
+        if prefix is not None:
+            self._pool.register(chunk.job.pages[: len(prefix.digests)], prefix.digests)
+
+    patch.setattr(PrefillPhase, "dispatched", mutant)
+
+
+def evicted_prefixes_are_still_found(patch: pytest.MonkeyPatch) -> None:
+    """A page keeps its name when it is given to somebody else."""
+
+    def mutant(self: PagePool) -> None:
+        page, _ = self._cached.popitem(last=False)
+        self._give_up(page)
+
+    patch.setattr(PagePool, "_evict", mutant)
+
+
+def answers_are_cached_a_page_too_far(patch: pytest.MonkeyPatch) -> None:
+    """The page that an ended answer has begun is offered as if it were full."""
+    register = DecodePhase._register_answer
+
+    def mutant(self: DecodePhase, sequence: Any) -> None:
+        page = self._spec.page_size
+        missing = -min(len(sequence.tokens), sequence.length) % page
+        if missing and sequence.prefix is not None:
+            sequence.tokens += [2] * missing
+            sequence.length += missing
+        register(self, sequence)
+
+    patch.setattr(DecodePhase, "_register_answer", mutant)
 
 
 MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
@@ -177,4 +238,9 @@ MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     tail_page_shared_by_choices,
     row_freed_before_its_step,
     older_prefill_blocks_younger_holders,
+    digests_forget_what_came_before,
+    pinned_pages_can_be_evicted,
+    unfilled_pages_are_registered,
+    evicted_prefixes_are_still_found,
+    answers_are_cached_a_page_too_far,
 )

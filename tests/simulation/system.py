@@ -17,7 +17,7 @@ from tests.simulation.clients import SimClient
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
 from tests.simulation.loop import SimulationError
-from tests.simulation.watch import AttemptWatch
+from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
 
 
@@ -33,6 +33,7 @@ class SimSystem:
             max_queued=workload.max_queued,
             max_choices=MAX_CHOICES,
             decode_reserve_tokens=workload.decode_reserve_tokens,
+            prefix_cache=workload.prefix_cache,
             worker=WorkerOptions(staged_per_decode=workload.staged_per_decode, step_timeout_s=workload.step_timeout_s),
         )
         specs = wire(self.engines, topology, FakeMover(self.engines), FakeText, options, self._make_pool)
@@ -51,7 +52,12 @@ class SimSystem:
             lane = self.carrier.lane(name)
             self.carrier.loop.after(begin_s, partial(lane.hold, True))
             self.carrier.loop.after(end_s, partial(lane.hold, False))
-        self.carrier.observers += [self._check_deaths, AttemptWatch(lambda: self.carrier.loop.now).observe]
+        self.reuse = ReuseWatch()
+        self.carrier.observers += [
+            self.reuse.observe,
+            self._check_deaths,
+            AttemptWatch(lambda: self.carrier.loop.now).observe,
+        ]
         self.carrier.observers += [client.observe for client in self.clients]
         for spec in specs:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)
@@ -74,7 +80,7 @@ class SimSystem:
     def _make_pool(self, name: str, num_pages: int) -> PagePool:
         pages = self.engines[name].pages
         pool = PagePool(num_pages, pages.poison)
-        pages.is_free = lambda page: page in pool._free
+        pages.is_free = lambda page: pool.state(page) in ("free", "cached")
         return pool
 
     def _later(self, catch_up: Callable[[], None]) -> None:

@@ -15,8 +15,13 @@ from actors.messages import (
     Delta,
     Disconnect,
     Failed,
+    Key,
     Message,
+    MoveChunk,
+    PrefillStarted,
+    PrefixesChanged,
     Reserve,
+    Reserved,
     StartPrefill,
     TokensSampled,
 )
@@ -85,3 +90,33 @@ class AttemptWatch:
     def _check_wanted(self, choice: Choice, within_s: float) -> None:
         ended = min(self._unwanted.get(choice, float("inf")), self._left.get(choice[0], float("inf")))
         assert self._now() <= ended + within_s, f"{choice} is still served {self._now() - ended:.2f} s after its end"
+
+
+class ReuseWatch:
+    """Watches that no page travels which the decode side has, and none twice; counts what the prefix caches do."""
+
+    def __init__(self) -> None:
+        self.cached_tokens = 0
+        self.moved_tokens = 0
+        self.evicted_pages = 0
+        self._prompts: dict[Key, int] = {}
+        self._arrived: dict[Key, int] = {}
+
+    def observe(self, source: Address, target: Address, message: Message) -> None:
+        """Raises AssertionError when a chunk does not begin where the one before it ended."""
+        match message:
+            case Reserve():
+                self._prompts[message.key] = message.num_tokens
+            case Reserved():
+                assert message.cached_tokens < self._prompts[message.key], f"nothing is left to compute: {message}"
+                self._arrived[message.key] = message.cached_tokens
+            case MoveChunk():
+                known = self._arrived[message.key]
+                assert message.token_start == known, f"{message} although the decode side has {known} tokens"
+                self._arrived[message.key] = message.token_end
+                self.moved_tokens += message.token_end - message.token_start
+            case PrefillStarted():
+                assert message.cached_tokens < self._prompts[message.key], message
+                self.cached_tokens += message.cached_tokens
+            case PrefixesChanged():
+                self.evicted_pages += len(message.removed)

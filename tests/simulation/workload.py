@@ -12,14 +12,14 @@ import msgspec
 from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
-from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, token_text
+from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice, token_text
 
 Behaviour = Literal["patient", "leaves", "slow"]
 
 MAX_CHOICES = 4
 CANCEL_MOMENTS = (
-    "Submit", "Admit", "Reserve", "Reserved", "StartPrefill", "Placed", "MoveChunk", "KvChunkReady", "ChunkAcked",
-    "StartDecode", "TokensSampled", "Delta", "Preempted", "AbortGroup", "Released",
+    "Submit", "Admit", "Reserve", "Reserved", "StartPrefill", "PrefillStarted", "MoveChunk", "KvChunkReady",
+    "ChunkAcked", "StartDecode", "TokensSampled", "Delta", "Preempted", "AbortGroup", "Released",
 )  # fmt: skip
 """Messages about a request at which its client may leave."""
 
@@ -33,6 +33,7 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams
     num_choices: int
     stop: tuple[str, ...] = ()
+    cache_salt: str | None = None
     behaviour: Behaviour = "patient"
     leave_at: tuple[str, int] = ("Delta", 1)
     queue_timeout_s: float = 600.0
@@ -53,6 +54,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int = 64
     decode_reserve_tokens: int = 8
     staged_per_decode: int = 2
+    prefix_cache: bool = True
     replay: str = ""
     step_timeout_s: float = 600.0
     failing_steps: dict[str, tuple[int, ...]] = {}
@@ -72,19 +74,67 @@ def draw_workload(seed: int) -> Workload:
     count = random.randint(5, 14)
     horizon_s = random.choice((0.05, 0.5, 2.0))
     reserve_tokens = random.choice((1, 4)) if pressure else random.choice((1, 4, 16))
-    requests = tuple(
-        _draw_request(random, f"r{index}", page_size, horizon_s, 48 if pressure else 12) for index in range(count)
-    )
+    shared = tuple(_draw_tokens(random, random.randint(1, 5 * page_size)) for _ in range(2))
+    requests = list[PlannedRequest]()
+    for index in range(count):
+        drawn = _draw_request(random, f"r{index}", page_size, horizon_s, 48 if pressure else 12)
+        requests.append(msgspec.structs.replace(drawn, prompt=_draw_beginning(random, shared, requests) + drawn.prompt))
     return Workload(
         seed=seed,
         topology=_draw_topology(random),
-        spec=draw_spec(random, page_size, requests, reserve_tokens),
-        requests=requests,
+        spec=draw_spec(random, page_size, tuple(requests), reserve_tokens),
+        requests=tuple(requests),
         max_queued=random.choice((64, 64, 64, 2)),
         decode_reserve_tokens=reserve_tokens,
         staged_per_decode=random.choice((1, 2, 3)),
+        prefix_cache=random.random() < 0.85,
         replay=str(seed),
     )
+
+
+def draw_shared_workload(seed: int, count: int, topology: str) -> Workload:
+    """Many requests over a few long beginnings, in a pool that holds only some of them: caches fill and are evicted."""
+    random, page_size = Random(f"shared {seed}"), 4
+    shared = tuple(_draw_tokens(random, random.randint(2, 12) * page_size + random.randint(0, 3)) for _ in range(8))
+    requests = list[PlannedRequest]()
+    for index in range(count):
+        drawn = _draw_request(random, f"r{index}", page_size, count * 0.02, 6)
+        behaviour: Behaviour = "leaves" if random.random() < 0.1 else "patient"
+        prompt = _draw_beginning(random, shared, requests[-20:]) + drawn.prompt[: 2 * page_size]
+        requests.append(
+            msgspec.structs.replace(
+                drawn,
+                prompt=prompt,
+                behaviour=behaviour,
+                num_choices=random.choice((1, 1, 1, 2)),
+                queue_timeout_s=600.0,
+            )
+        )
+    spec = draw_spec(random, page_size, tuple(requests), reserve_tokens=4)
+    spec = msgspec.structs.replace(spec, num_rows=8, num_pages=spec.num_pages + 24, chunk_tokens=4 * page_size)
+    return Workload(
+        seed=seed, topology=topology, spec=spec, requests=tuple(requests), max_queued=count, decode_reserve_tokens=4
+    )
+
+
+def _draw_beginning(
+    random: Random, shared: tuple[tuple[int, ...], ...], earlier: list[PlannedRequest]
+) -> tuple[int, ...]:
+    """What a prompt has in common with others: nothing, part of a shared text, or an earlier exchange as a whole."""
+    kind = random.random()
+    if kind < 0.15 and earlier:
+        last = random.choice(earlier)
+        if len(last.prompt) < 64:
+            answer = expected_choice(last.prompt, last.params, 0, last.stop)
+            return last.prompt + tuple(record.token for record in answer.records)
+    if kind < 0.7:
+        text = random.choice(shared)
+        return text[: random.randint(1, len(text))] if random.random() < 0.3 else text
+    return ()
+
+
+def _draw_tokens(random: Random, count: int) -> tuple[int, ...]:
+    return tuple(random.randrange(2, VOCAB_SIZE) for _ in range(count))
 
 
 def draw_faulty_workload(seed: int) -> Workload:
@@ -128,7 +178,7 @@ def _draw_topology(random: Random) -> str:
 
 def _draw_request(random: Random, request: str, page_size: int, horizon_s: float, most_tokens: int) -> PlannedRequest:
     prompt_len = random.choice((1, page_size - 1, page_size, page_size + 1, random.randint(1, 6 * page_size)))
-    prompt = tuple(random.randrange(2, VOCAB_SIZE) for _ in range(max(1, prompt_len)))
+    prompt = _draw_tokens(random, max(1, prompt_len))
     behaviour: Behaviour = random.choices(("patient", "leaves", "slow"), (0.65, 0.3, 0.05))[0]
     return PlannedRequest(
         request=request,
@@ -137,6 +187,7 @@ def _draw_request(random: Random, request: str, page_size: int, horizon_s: float
         params=draw_params(random, most_tokens),
         num_choices=random.choice((1, 1, 1, 2, 3, MAX_CHOICES)),
         stop=tuple(_draw_stop(random) for _ in range(random.choice((0, 0, 1, 2)))),
+        cache_salt=random.choice((None, None, None, "tenant")),
         behaviour=behaviour,
         leave_at=(random.choice(CANCEL_MOMENTS), random.randint(1, 4)),
         queue_timeout_s=random.choice((600.0, 600.0, 600.0, 600.0, 0.2)),
