@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.client import GenerateRequest
 from actors.messages import Completed, Delta
-from actors.system import running_system
+from actors.system import System, running_system
 from actors.wiring import SystemOptions
 from runtime.engine import EngineSpec
 from runtime.jax_engine import JaxEngine
@@ -100,23 +100,28 @@ async def _answers(
     results: dict[str, Answer] = {}
     async with running_system(engines, parse_topology(topology), mover, NoText, options) as system:
 
-        async def ask(request: GenerateRequest) -> None:
-            answer = Answer([], [], 0)
-            async with system.client.stream(request) as events:
-                async for event in events:
-                    if isinstance(event, Delta):
-                        answer.tokens += [record.token for record in event.tokens]
-                        answer.logprobs += [record.logprob for record in event.tokens if record.logprob is not None]
-                    else:
-                        assert isinstance(event, Completed), event
-                        answer.cached_tokens = event.cached_tokens
-            results[request.request] = answer
+        async def answer(request: GenerateRequest) -> None:
+            results[request.request] = await ask(system, request)
 
         for _ in range(2 if prefix_cache else 1):
             async with asyncio.TaskGroup() as group:
                 for request in requests:
-                    group.create_task(ask(request))
+                    group.create_task(answer(request))
     return results
+
+
+async def ask(system: System, request: GenerateRequest) -> Answer:
+    """The answer to a request of one choice, which must succeed."""
+    answer = Answer([], [], 0)
+    async with system.client.stream(request) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                answer.tokens += [record.token for record in event.tokens]
+                answer.logprobs += [record.logprob for record in event.tokens if record.logprob is not None]
+            else:
+                assert isinstance(event, Completed), event
+                answer.cached_tokens = event.cached_tokens
+    return answer
 
 
 class Verdict(msgspec.Struct):
