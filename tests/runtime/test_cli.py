@@ -44,12 +44,10 @@ def test_help_and_version_answer_without_loading_jax() -> None:
     assert done.stdout == f"runtime {__version__}\n"
 
 
-def test_help_lists_every_flag_with_its_default() -> None:
-    text = runtime_command("up", "--help").stdout
-    assert "Traceback" not in text
-    for flag in ("--topology", "--page-size", "--drain-timeout SECONDS", "--served-model-name"):
-        assert flag in text
-    assert text.count("default") >= 20
+def test_a_hub_model_that_cannot_be_had_is_one_line_and_quick(tmp_path: Path) -> None:
+    line = refusal("up", "--model", "someone/some-model", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert "--model 'someone/some-model': no such folder, not whole in the Hugging Face cache" in line
+    assert "HF_HUB_OFFLINE forbids to download it; allowed: a model folder, or a hub id ORG/NAME" in line
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,8 @@ def test_help_lists_every_flag_with_its_default() -> None:
         (("up", "--page-size", "32", "--chunked-prefill-size", "48"), "--page-size 32"),
         (("up", "--tp-size", "4"), "tensor parallel slices are not available yet"),
         (("up", "--topology", "prefill=1"), "prefill and decode go together"),
-        (("up", "--model", "someone/some-model"), "--model 'someone/some-model': no such folder"),
+        (("up", "--model", "no/such/folder"), "--model 'no/such/folder': no such folder, and not a hub id; allowed:"),
+        (("up", "--config", "none.toml"), "--config 'none.toml': No such file or directory; allowed: a readable TOML"),
         (("up", "--context-length", "999999"), "--context-length 999999: allowed: at most the model's 4096"),
         (("up", "--host", "no.such.host.invalid"), "--host 'no.such.host.invalid'"),
         (("version", "now"), "unknown argument 'now'"),
