@@ -15,6 +15,7 @@ import pytest
 from runtime import __version__, devices
 from runtime.cli import main
 from runtime.cli.console import Report
+from runtime.cli.server import address_of, bind
 from tests.runtime.command import copy_of_demo, refusal, runtime_command
 
 
@@ -61,6 +62,7 @@ def test_a_hub_model_that_cannot_be_had_is_one_line_and_quick(tmp_path: Path) ->
         (("up", "--topology", "prefill=1"), "prefill and decode go together"),
         (("up", "--model", "no/such/folder"), "--model 'no/such/folder': no such folder, and not a hub id; allowed:"),
         (("up", "--config", "none.toml"), "--config 'none.toml': No such file or directory; allowed: a readable TOML"),
+        (("up", "--model", "no/such/folder", "--print-config"), "--model 'no/such/folder': no such folder"),
         (("up", "--context-length", "999999"), "--context-length 999999: allowed: at most the model's 4096"),
         (("up", "--host", "no.such.host.invalid"), "--host 'no.such.host.invalid'"),
         (("version", "now"), "unknown argument 'now'"),
@@ -76,6 +78,16 @@ def test_a_busy_port_is_refused_before_anything_is_loaded() -> None:
         line = refusal("up", "--port", str(port))
     assert f"--port {port} on 127.0.0.1" in line
     assert "allowed: a free port" in line
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")])
+def test_host_and_port_are_what_is_listened_on(host: str, url: str) -> None:
+    with bind(host, 0) as picked:
+        port = picked.getsockname()[1]
+        assert picked.getsockname()[0] == host
+        assert address_of(picked) == f"http://{url}:{port}"
+    with bind(host, port) as chosen:
+        assert chosen.getsockname()[1] == port
 
 
 @pytest.mark.parametrize(
