@@ -21,10 +21,11 @@ from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
 from runtime.cli.console import Report
 from runtime.devices import check_fits, choose_platform, find_devices
 from runtime.engine import Engine, KvMover
+from runtime.folder_code import model_code, tokenizer_code
 from runtime.plan import Plan
 from runtime.settings import Settings
 from runtime.text_stream import TextStream
-from runtime.tokens import Tokenizer, tokenizer_code
+from runtime.tokens import Tokenizer
 from runtime.topology import Topology, default_topology
 
 
@@ -103,10 +104,11 @@ class _Gate:
 
 
 def _tokenizer(plan: Plan, report: Report) -> Tokenizer:
-    """The folder's tokenizer; says so when code of the folder is run for it."""
+    """The folder's tokenizer; says what becomes of code that the folder names."""
     trusted = plan.settings.trust_remote_code
-    code = tokenizer_code(plan.folder)
-    if trusted and code is not None:
+    if (code := model_code(plan.folder)) is not None:
+        report.line(f"Not run: model code that config.json names ({code}); the model is computed by runtime's own.")
+    if trusted and (code := tokenizer_code(plan.folder)) is not None:
         report.line(f"Running code of the model folder for its tokenizer: {code}")
     return Tokenizer.load(plan.folder, trust_remote_code=trusted)
 

@@ -25,7 +25,7 @@ ANSWER_LIMIT_S = 20.0
 NEEDED_FILES = ("*.json", "*.jinja", "*.safetensors", "tokenizer*", "merges.txt", "vocab.*")
 CODE_FILES = ("*.py",)
 _SUBFOLDERS = ("*/*",)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _ALLOWED = "a model folder, or a hub id ORG/NAME that is in a cache or can be downloaded"
 
 
@@ -41,14 +41,14 @@ def find_local(settings: Settings) -> Source:
     """The model as far as it is on this machine; nothing is downloaded. Raises UsageError for what cannot be one."""
     if settings.model is None:
         return Source(name=DEMO_NAME, folder=MODEL_DIR)
-    folder = Path(settings.model).expanduser()
+    folder = _path("--model", settings.model)
     if folder.is_dir():
         if settings.revision is not None:
             raise UsageError(
                 f"--revision {settings.revision!r} with the folder --model {settings.model!r}: allowed: with a hub id"
             )
         return Source(name=folder.resolve().name, folder=folder)
-    if not _HUB_ID.fullmatch(settings.model) or "--" in settings.model or ".." in settings.model:
+    if not _is_hub_id(settings.model):
         raise UsageError(f"--model {settings.model!r}: no such folder, and not a hub id; allowed: {_ALLOWED}")
     return Source(name=settings.model, folder=_plain(settings) or _cached(settings), is_hub=True)
 
@@ -63,6 +63,18 @@ def find_model(settings: Settings, say: Callable[[str], None]) -> tuple[str, Pat
     if source.is_hub:
         say(f"Found {source.name} in {folder}")
     return source.name, folder
+
+
+def _is_hub_id(text: str) -> bool:
+    if not _HUB_ID.fullmatch(text):
+        return False
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:  # its own rules: a length, some endings, no doubled dots or dashes
+        return False
+    return True
 
 
 def _plain(settings: Settings) -> Path | None:
@@ -81,6 +93,8 @@ def _cached(settings: Settings) -> Path | None:
             path = Path(_snapshot(settings, cache, local_files_only=True))
         except FileNotFoundError:  # nothing there, or only a part of it
             continue
+        except OSError as error:
+            raise _missing(settings, f"a cache cannot be read ({error.strerror or error})") from None
         if _is_whole(path):
             return path
     return None
@@ -163,10 +177,17 @@ def _download_folder(settings: Settings) -> Path:
 
 
 def _folder(download_dir: str) -> Path:
-    path = Path(download_dir).expanduser()
+    path = _path("--download-dir", download_dir)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--download-dir {download_dir!r}: not a folder; allowed: a folder, made if need be")
     return path
+
+
+def _path(flag: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{flag} {text!r}: no such user; allowed: a folder") from None
 
 
 def _missing(settings: Settings, reason: str) -> UsageError:

@@ -13,22 +13,10 @@ from typing import Any
 
 from runtime.detokenize import ByteDetokenizer, IncrementalDetokenizer, WindowDetokenizer
 from runtime.errors import RequestError, UsageError
-from runtime.model_folder import read_json
+from runtime.folder_code import TOKENIZER_CONFIG, tokenizer_code
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-
-def tokenizer_code(folder: Path) -> str | None:
-    """The class of the folder's own code that its tokenizer config asks for, if any. Raises UsageError."""
-    path = folder / TOKENIZER_CONFIG
-    named = read_json(path).get("auto_map") if path.is_file() else None
-    if isinstance(named, dict):
-        named = named.get("AutoTokenizer")
-    if isinstance(named, list):
-        named = next((name for name in reversed(named) if name), None)
-    return None if not named else str(named)
 
 
 def _byte_level_alphabet() -> dict[int, int]:

@@ -36,8 +36,9 @@ def read_config_file(path: Path) -> dict[Flag, Any]:
 def _content(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.expanduser().read_bytes().decode())
-    except OSError as error:
-        raise UsageError(f"--config {str(path)!r}: {error.strerror}; allowed: a readable TOML file") from None
+    except (OSError, RuntimeError) as error:  # the latter for ~ of a user that there is not
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--config {str(path)!r}: {reason}; allowed: a readable TOML file") from None
     except ValueError as error:  # not UTF-8, or not TOML
         reason = " ".join(str(error).split())
         raise UsageError(f"--config {str(path)!r}: {reason}; allowed: a TOML file in UTF-8") from None

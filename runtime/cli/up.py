@@ -20,7 +20,6 @@ import anyio.to_thread
 import msgspec
 from starlette.types import ASGIApp
 
-from actors.messages import ErrorInfo
 from runtime import composition
 from runtime.cli.console import Report
 from runtime.cli.server import Front, HttpServer, address_of, bind
@@ -99,21 +98,18 @@ async def _live(
     """Serves until a signal or a failure; returns the exit code."""
     settings = loaded.plan.settings
     async with composition.service(loaded) as service:
-        if not settings.skip_server_warmup:
-            failed = await _warmed_up(service.app, loaded.plan, report, stop)
-            if failed is not None:
-                report.line(f"Failed: {failed}")
-                return 1
-        front.app = service.app
-        # What exists now lives as long as the process: without this, collections scan it for seconds.
-        gc.collect()
-        gc.freeze()
-        greeting.say(report, loaded)
-        failure = await _until_stop_or_failure(service, stop)
+        failure = None if settings.skip_server_warmup else await _warmed_up(service.app, loaded.plan, report, stop)
+        if failure is None:
+            front.app = service.app
+            # What exists now lives as long as the process: without this, collections scan it for seconds.
+            gc.collect()
+            gc.freeze()
+            greeting.say(report, loaded)
+            failure = await _until_stop_or_failure(service, stop)
         limit_s = _EXIT_GRACE_S + (settings.drain_timeout_s if failure is None else 0)
         safety_net = leave_after(limit_s, 1, f"runtime up: not stopped after {limit_s:g} s; ending the process")
         if failure is not None:
-            report.line(f"Failed: {failure.message}")
+            report.line(f"Failed: {failure}")
         else:
             report.line(f"Draining: running requests get up to {settings.drain_timeout_s:g} s.")
             if not await service.drain(settings.drain_timeout_s):
@@ -135,13 +131,13 @@ async def _warmed_up(app: ASGIApp, plan: Plan, report: Report, stop: StopSignal)
     return failed
 
 
-async def _until_stop_or_failure(service: composition.Service, stop: StopSignal) -> ErrorInfo | None:
-    """What ended the wait: None for a signal."""
-    failure: ErrorInfo | None = None
+async def _until_stop_or_failure(service: composition.Service, stop: StopSignal) -> str | None:
+    """What ended the wait: a failure's message, or None for a signal."""
+    failure: str | None = None
 
     async def watch() -> None:
         nonlocal failure
-        failure = await service.until_failure()
+        failure = (await service.until_failure()).message
         group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:

@@ -69,8 +69,8 @@ def one_of(*choices: str) -> Value:
 
 
 def text(allowed: str = "a text of at least one character") -> Value:
-    """Any text but an empty one."""
-    return _words(allowed, lambda given: bool(given.strip()))
+    """Any text but an empty one; a NUL character, which a file can hold, no operating system takes in a name."""
+    return _words(allowed, lambda given: bool(given.strip()) and "\0" not in given)
 
 
 def keys() -> Value:

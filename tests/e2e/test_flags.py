@@ -1,6 +1,9 @@
 """A server whose settings come from a file and from flags: a hub model out of a cache, keys, names, limits, warm-up."""
 
+import signal
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -81,3 +84,17 @@ def test_one_request_of_its_own_was_answered_before_it_said_that_it_serves(serve
     serving = [index for index, line in enumerate(server.output) if line.startswith("Serving ")]
     assert len(warm) == len(serving) == 1
     assert warm < serving
+
+
+def test_a_signal_while_the_hub_is_asked_ends_it_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(60)
+        endpoint = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        with server_process(
+            "--model", HUB_ID, HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0"
+        ) as process:
+            asked, _ = hub.accept()  # and never answers
+            with asked:
+                process.send(signal.SIGINT)
+                assert process.exit_code() == 130
+        assert process.output == []

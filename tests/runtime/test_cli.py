@@ -72,6 +72,13 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments: tuple[str, ...], t
     assert told in refusal(*arguments)
 
 
+def test_a_compile_cache_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refusal("up", "--port", "0", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "below"))
+    assert f"JAX_COMPILATION_CACHE_DIR: cannot make the folder {tmp_path / 'file' / 'below'}" in line
+    assert "allowed: a folder" in line
+
+
 def test_a_busy_port_is_refused_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

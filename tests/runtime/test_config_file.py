@@ -65,6 +65,7 @@ def test_flags_and_file_are_checked_together(path: Path) -> None:
         ("mem-fraction-static = true", "mem-fraction-static True: allowed: a number above 0"),
         ("drain-timeout = 1" + "0" * 400, "drain-timeout 1000"),
         ("model = 3", "model 3: allowed: a model folder, or a hub id"),
+        ('download-dir = "a\\u0000b"', r"download-dir 'a\x00b': allowed: a folder"),
         ('dtype = "fp8"', "dtype 'fp8': allowed: auto, bfloat16, float32"),
         ('device = ["cpu"]', "device ['cpu']: allowed: auto, cpu, tpu, gpu"),
         ("skip-server-warmup = 1", "skip-server-warmup 1: allowed: no value after the flag, true or false in a file"),
@@ -99,6 +100,7 @@ def test_what_is_no_toml_is_refused_with_the_files_name(path: Path, content: byt
     assert "\n" not in message
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Is a directory; allowed: a readable TOML file"):
-        read_options(["--config", str(tmp_path)])
+@pytest.mark.parametrize("name", [".", "none.toml", "~no-such-user/up.toml"])
+def test_what_cannot_be_read_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^--config '{name}': .+; allowed: a readable TOML file"):
+        read_options(["--config", name])

@@ -103,10 +103,18 @@ def test_a_snapshot_that_lacks_a_shard_is_not_taken(user_cache: Path) -> None:
     assert found() == folder
 
 
-@pytest.mark.parametrize("name", ["/no/such", "../up", "a/b/c", "name", "a--b/c", "a b/c", "-a/b", "~/models/x"])
+@pytest.mark.parametrize(
+    "name", ["/no/such", "../up", "a/b/c", "name", "a--b/c", "a b/c", "-a/b", "~/models/x", "a/b.git", "a/" + "b" * 200]
+)
 def test_what_can_be_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="no such folder, and not a hub id; allowed: a model folder, or a hub id"):
         find_local(Settings(model=name))
+
+
+@pytest.mark.parametrize("settings", [{"model": "~no-such-user/x"}, {"download_dir": "~no-such-user"}])
+def test_a_home_of_nobody_is_refused(settings: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"^--(model|download-dir) '~no-such-user.*': no such user; allowed: a folder"):
+        found(**settings)
 
 
 def test_a_download_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

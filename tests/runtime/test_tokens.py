@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from runtime.errors import RequestError, UsageError
+from runtime.folder_code import model_code, tokenizer_code
 from runtime.tokens import Tokenizer
 from tests.runtime.tiny_tokenizer import END, TEMPLATE, metaspace_tokenizer, tiny_tokenizer, write_folder
 
@@ -186,3 +188,12 @@ def test_code_of_the_folder_is_run_when_it_is_trusted(tmp_path: Path, monkeypatc
 def test_a_trusted_folder_without_code_runs_none(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, auto_map={"AutoModel": "modeling.Model"})
     assert Tokenizer.load(folder, trust_remote_code=True).encode("hello") == Tokenizer.load(folder).encode("hello")
+
+
+def test_code_that_a_folder_names_is_known_without_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_with_code(tmp_path, AUTO_MAPS[1], monkeypatch)
+    assert (tokenizer_code(folder), model_code(folder)) == ("own_tokens.OwnTokenizer", None)
+    (folder / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "a.B", "AutoModel": "c.D"}}))
+    assert model_code(folder) == "a.B, c.D"
+    assert tokenizer_code(write_folder(tmp_path / "plain")) is None
+    assert not (folder / "ran").exists()
