@@ -31,7 +31,9 @@ def enable_compile_cache(directory: Path | None = None) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{CACHE_VARIABLE}: cannot make the folder {path} ({error.strerror})") from error
+        raise UsageError(
+            f"{CACHE_VARIABLE}: cannot make the folder {path} ({error.strerror}); allowed: a folder, made if need be"
+        ) from error
     compat.update_config("jax_compilation_cache_dir", str(path))
     compat.update_config("jax_persistent_cache_min_compile_time_secs", 0.0)
     compat.update_config("jax_persistent_cache_min_entry_size_bytes", 0)

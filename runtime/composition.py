@@ -21,6 +21,7 @@ from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
 from runtime.cli.console import Report
 from runtime.devices import check_fits, choose_platform, find_devices
 from runtime.engine import Engine, KvMover
+from runtime.folder_code import model_code, tokenizer_code
 from runtime.plan import Plan
 from runtime.settings import Settings
 from runtime.text_stream import TextStream
@@ -58,7 +59,7 @@ def load(plan: Plan, report: Report) -> Loaded:
     devices = find_devices(platform)
     topology = wanted or default_topology(len(devices))
     check_fits(topology, len(devices), platform)
-    tokenizer = Tokenizer.load(plan.folder)
+    tokenizer = _tokenizer(plan, report)
     report.line(f"Model {plan.name} ({plan.config.architecture}, {plan.config.dtype}) from {plan.folder}")
     report.table([("compile cache", str(enable_compile_cache()))])
     slices = Slices(plan=plan, topology=topology, devices=tuple(devices), platform=platform)
@@ -102,8 +103,18 @@ class _Gate:
         return False
 
 
+def _tokenizer(plan: Plan, report: Report) -> Tokenizer:
+    """The folder's tokenizer; says what becomes of code that the folder names."""
+    trusted = plan.settings.trust_remote_code
+    if (code := model_code(plan.folder)) is not None:
+        report.line(f"Not run: model code that config.json names ({code}); the model is computed by runtime's own.")
+    if trusted and (code := tokenizer_code(plan.folder)) is not None:
+        report.line(f"Running code of the model folder for its tokenizer: {code}")
+    return Tokenizer.load(plan.folder, trust_remote_code=trusted)
+
+
 def _served_model(loaded: Loaded) -> ServedModel:
-    plan, seed = loaded.plan, loaded.plan.settings.random_seed
+    plan = loaded.plan
     specs = [engine.spec for engine in loaded.engines.values()]
     return ServedModel(
         names=(plan.name,),
@@ -115,8 +126,13 @@ def _served_model(loaded: Loaded) -> ServedModel:
         eos_token_ids=plan.config.eos_token_ids,
         created=int(time.time()),
         defaults=plan.generation,
-        draw_seed=draw_os_seed if seed is None else partial(Random(seed).getrandbits, 63),
+        draw_seed=seed_source(plan.settings.random_seed),
     )
+
+
+def seed_source(seed: int | None) -> Callable[[], int]:
+    """Where seeds of requests without one come from: a reproducible sequence, or the operating system."""
+    return draw_os_seed if seed is None else partial(Random(seed).getrandbits, 63)
 
 
 def _api_settings(settings: Settings) -> ApiSettings:

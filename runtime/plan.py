@@ -1,15 +1,16 @@
 """What one server will serve, read from flags and model folder before anything slow is done and without jax."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from runtime.demo import MODEL_DIR
 from runtime.devices import resolve_platform
 from runtime.engine import EngineSpec
 from runtime.errors import UsageError
 from runtime.model_config import GenerationDefaults, ModelConfig, load_generation_defaults, load_model_config
-from runtime.settings import DEMO_NAME, Platform, Settings
+from runtime.model_source import find_model
+from runtime.settings import Platform, Settings
 
 MAX_PREFILL_SEGMENTS = 16
 """Prompts that one prefill step may touch."""
@@ -34,29 +35,34 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             num_rows=sizes.max_running_requests,
             max_context_tokens=self.max_context_tokens,
             vocab_size=self.config.vocab_size,
-            chunk_tokens=sizes.chunked_prefill_size,
+            chunk_tokens=sizes.chunk_tokens(self.max_context_tokens),
             max_prefill_segments=MAX_PREFILL_SEGMENTS,
             page_bytes=page_bytes,
         )
 
 
-def make_plan(settings: Settings) -> Plan:
-    """Checks the settings against the machine and reads the folder's descriptions. Raises UsageError."""
+def make_plan(settings: Settings, say: Callable[[str], None] = lambda line: None) -> Plan:
+    """Checks the settings against the machine, finds the model and reads its descriptions. Raises UsageError.
+
+    A hub model that is not on this machine is downloaded; `say` is told.
+    """
     settings.sizes_for(resolve_platform(settings.device, settings.parsed_topology()))
-    folder = MODEL_DIR if settings.model is None else Path(settings.model).expanduser()
-    if not folder.is_dir():
-        raise UsageError(f"--model {str(folder)!r}: no such folder; allowed: a local model folder, not a hub name")
+    name, folder = find_model(settings, say)
+    return plan_for(settings, name, folder)
+
+
+def plan_for(settings: Settings, name: str, folder: Path) -> Plan:
+    """The plan for a model in a folder; `name` is its own name. Raises UsageError."""
     config = load_model_config(folder)
     if settings.dtype != "auto":
         config = msgspec.structs.replace(config, dtype=settings.dtype)
     limit = config.max_position_embeddings
     if settings.context_length is not None and settings.context_length > limit:
         raise UsageError(f"--context-length {settings.context_length}: allowed: at most the model's {limit} tokens")
-    default_name = DEMO_NAME if settings.model is None else folder.resolve().name
     return Plan(
         settings=settings,
         folder=folder,
-        name=settings.served_model_name or default_name,
+        name=settings.served_model_name or name,
         config=config,
         generation=load_generation_defaults(folder),
         max_context_tokens=settings.context_length or limit,

@@ -20,15 +20,25 @@ MIN_PAGE_SIZE = 8
 """A decode write is a read-modify-write of an aligned group of 8 tokens."""
 
 MAX_PAGE_SIZE = 1024
+WHOLE_CONTEXT = -1
+"""As chunk size: prompts are not cut, one prefill step holds a whole context."""
+
 DEMO_NAME = "runtime-demo"
 
 
 class BatchSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens per page, prompt tokens per prefill step, and choices that one slice runs at once."""
+    """Tokens per page, prompt tokens per prefill step, and choices that one slice runs at once.
+
+    Without a chunk size, a step holds a whole context (`chunk_tokens`).
+    """
 
     page_size: int
-    chunked_prefill_size: int
+    chunked_prefill_size: int | None
     max_running_requests: int
+
+    def chunk_tokens(self, max_context_tokens: int) -> int:
+        """Prompt tokens per prefill step, a multiple of the page."""
+        return self.chunked_prefill_size or -(-max_context_tokens // self.page_size) * self.page_size
 
 
 _ACCELERATOR = BatchSizes(page_size=128, chunked_prefill_size=2048, max_running_requests=256)
@@ -43,6 +53,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """One run of the server. Raises UsageError when flags do not go together."""
 
     model: str | None = None
+    revision: str | None = None
+    download_dir: str | None = None
+    trust_remote_code: bool = False
     served_model_name: str | None = None
     topology: str | None = None
     tp_size: int = 1
@@ -61,6 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int = 1024
     random_seed: int | None = None
     use_sort_for_toppk_minp: bool = False
+    disable_radix_cache: bool = False
+    skip_server_warmup: bool = False
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
@@ -69,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.page_size is not None and self.chunked_prefill_size is not None:
             check_chunk(self.chunked_prefill_size, self.page_size)
+        if self.revision is not None and self.model is None:
+            raise UsageError(f"--revision {self.revision!r} without --model: allowed: with a hub id ORG/NAME")
         self.parsed_topology()
         if self.tp_size > 1:
             raise UsageError(f"--tp-size {self.tp_size}: {_NO_TP}")
@@ -76,11 +93,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def sizes_for(self, platform: Platform) -> BatchSizes:
         """Page, chunk and batch: what was asked for, completed with what suits the platform."""
         default = PLATFORM_DEFAULTS[platform]
-        page_size = self.page_size or min(default.page_size, self.chunked_prefill_size or default.page_size)
-        chunk = self.chunked_prefill_size or max(default.chunked_prefill_size, page_size)
+        asked = self.chunked_prefill_size
+        whole = asked == WHOLE_CONTEXT
+        page_size = self.page_size or (default.page_size if whole else min(default.page_size, asked or MAX_PAGE_SIZE))
+        chunk = asked or max(default.chunked_prefill_size or 0, page_size)
         check_chunk(chunk, page_size)
-        rows = self.max_running_requests or default.max_running_requests
-        return BatchSizes(page_size=page_size, chunked_prefill_size=chunk, max_running_requests=rows)
+        return BatchSizes(
+            page_size=page_size,
+            chunked_prefill_size=None if whole else chunk,
+            max_running_requests=self.max_running_requests or default.max_running_requests,
+        )
 
     def parsed_topology(self) -> Topology | None:
         """The topology that was asked for, or None when none was."""
@@ -99,8 +121,10 @@ def check_chunk(chunk_tokens: int, page_size: int) -> None:
     """A prefill chunk ends on a page boundary, so that only whole pages travel before the last chunk."""
     if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
         raise UsageError(f"--page-size {page_size}: allowed: a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
+    if chunk_tokens == WHOLE_CONTEXT:
+        return
     if chunk_tokens < page_size or chunk_tokens % page_size:
         raise UsageError(
             f"--chunked-prefill-size {chunk_tokens} with --page-size {page_size}: "
-            "allowed: a chunk that is a multiple of the page"
+            "allowed: a chunk that is a multiple of the page, or -1 for no chunks"
         )

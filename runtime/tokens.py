@@ -1,8 +1,8 @@
 """The tokenizer of a model folder: text to tokens, tokens to text, messages to a prompt.
 
-Loaded once at start, offline, and never running code from the folder. The API encodes prompts and renders
-chat templates with it in worker threads, the gateway detokenizes with it; it is immutable after loading and
-safe to share between threads. Decoding skips special tokens and never cleans up spaces.
+Loaded once at start, offline, and running code from the folder only where the operator allows it. The API
+encodes prompts and renders chat templates with it in worker threads, the gateway detokenizes with it; it is
+immutable after loading and safe to share between threads. Decoding skips special tokens and never cleans up spaces.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.detokenize import ByteDetokenizer, IncrementalDetokenizer, WindowDetokenizer
 from runtime.errors import RequestError, UsageError
+from runtime.folder_code import TOKENIZER_CONFIG, tokenizer_code
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -48,20 +49,42 @@ class Tokenizer:
         self._pieces: dict[int, bytes] = {}
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
-        """Reads `tokenizer.json`, `tokenizer_config.json` and the chat template of a model folder."""
-        if not (folder / "tokenizer.json").is_file():
+    def load(cls, folder: Path, *, trust_remote_code: bool = False) -> "Tokenizer":
+        """Reads `tokenizer.json`, `tokenizer_config.json` and the chat template of a model folder.
+
+        Where the config names code of the folder's own, that code makes the tokenizer if it is trusted; otherwise
+        the folder is refused, because without its code it might be read wrongly. Raises UsageError.
+        """
+        code = tokenizer_code(folder)
+        if code is not None and not trust_remote_code:
+            raise UsageError(
+                f"{folder / TOKENIZER_CONFIG}: auto_map names code, {code!r}, which is not run; "
+                "allowed: --trust-remote-code to run it, or a folder without it"
+            )
+        if code is None and not (folder / "tokenizer.json").is_file():
             raise UsageError(f"{folder}: no tokenizer.json (a model folder needs a fast tokenizer)")
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are of one text: a thread pool would idle
-        from transformers import PreTrainedTokenizerFast
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         try:
+            if code is not None:
+                return cls._of_code(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True), folder, code)
             # The class is fixed: the one that the config names may rebuild the tokenizer unlike its file.
             return cls(PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
+        except UsageError:
+            raise
         except Exception as error:  # the tokenizers library raises bare Exception for a broken file
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"{folder}: cannot load the tokenizer: {reason or type(error).__name__}") from error
+
+    @classmethod
+    def _of_code(cls, wrapped: Any, folder: Path, code: str) -> "Tokenizer":
+        if getattr(wrapped, "backend_tokenizer", None) is None:
+            raise UsageError(
+                f"{folder / TOKENIZER_CONFIG}: the tokenizer of {code!r} is a slow one; allowed: a fast tokenizer"
+            )
+        return cls(wrapped)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Tokens of `text`. A rendered chat brings its own special tokens; a plain prompt asks for them.

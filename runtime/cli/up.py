@@ -1,25 +1,30 @@
 """`runtime up`: the life of a server process from the flags to its exit code.
 
-What can be checked without jax is checked first. Then the port is taken, so that a busy one costs no loading; while
-the model loads, `/health` says "starting". The first SIGTERM or Ctrl-C drains: new requests get 503, running ones
+What can be checked without jax is checked first, and a model that is not on this machine is downloaded. Then the port
+is taken, so that a busy one costs no loading; while the model loads and until one request of the server's own has been
+answered, `/health` says "starting". The first SIGTERM or Ctrl-C drains: new requests get 503, running ones
 finish or run out of time. The second one ends the process at once.
 """
 
+import contextlib
 import gc
 import logging
 import shlex
+import signal
 import socket
 import time
+from collections.abc import AsyncIterator
 
 import anyio
 import anyio.to_thread
 import msgspec
+from starlette.types import ASGIApp
 
-from actors.messages import ErrorInfo
 from runtime import composition
 from runtime.cli.console import Report
 from runtime.cli.server import Front, HttpServer, address_of, bind
 from runtime.cli.signals import StopSignal, leave, leave_after
+from runtime.cli.warm_up import warm_up
 from runtime.errors import UsageError
 from runtime.plan import Plan, make_plan
 from runtime.settings import Settings
@@ -31,11 +36,14 @@ _EXIT_GRACE_S = 20.0
 def up(settings: Settings) -> int:
     """Serves until a signal. Raises UsageError for what the operator has to change."""
     started = time.monotonic()
-    stop = StopSignal()
-    stop.install()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     report = Report()
-    plan = make_plan(settings)
+    try:
+        plan = make_plan(settings, report.line)
+    except KeyboardInterrupt:  # a download's threads would otherwise be waited for
+        leave(128 + signal.SIGINT)
+    stop = StopSignal()
+    stop.install()
     with bind(settings.host, settings.port) as listener:
         outcome = anyio.run(_serve, plan, listener, report, stop, started)
     if isinstance(outcome, UsageError):
@@ -63,7 +71,16 @@ async def _serve(
 
 async def _load(plan: Plan, report: Report, stop: StopSignal) -> composition.Loaded | UsageError:
     """Loads in a thread. A signal meanwhile has nothing to drain and ends the process."""
-    outcome: composition.Loaded | UsageError
+    async with _left_on_signal(stop):
+        try:
+            return await anyio.to_thread.run_sync(composition.load, plan, report)
+        except UsageError as error:
+            return error
+
+
+@contextlib.asynccontextmanager
+async def _left_on_signal(stop: StopSignal) -> AsyncIterator[None]:
+    """Inside, nothing is served yet: the first signal ends the process."""
 
     async def leave_on_signal() -> None:
         await stop.wait()
@@ -71,12 +88,8 @@ async def _load(plan: Plan, report: Report, stop: StopSignal) -> composition.Loa
 
     async with anyio.create_task_group() as group:
         group.start_soon(leave_on_signal)
-        try:
-            outcome = await anyio.to_thread.run_sync(composition.load, plan, report)
-        except UsageError as error:
-            outcome = error
+        yield
         group.cancel_scope.cancel()
-    return outcome
 
 
 async def _live(
@@ -85,16 +98,18 @@ async def _live(
     """Serves until a signal or a failure; returns the exit code."""
     settings = loaded.plan.settings
     async with composition.service(loaded) as service:
-        front.app = service.app
-        # What exists now lives as long as the process: without this, collections scan it for seconds.
-        gc.collect()
-        gc.freeze()
-        greeting.say(report, loaded)
-        failure = await _until_stop_or_failure(service, stop)
+        failure = None if settings.skip_server_warmup else await _warmed_up(service.app, loaded.plan, report, stop)
+        if failure is None:
+            front.app = service.app
+            # What exists now lives as long as the process: without this, collections scan it for seconds.
+            gc.collect()
+            gc.freeze()
+            greeting.say(report, loaded)
+            failure = await _until_stop_or_failure(service, stop)
         limit_s = _EXIT_GRACE_S + (settings.drain_timeout_s if failure is None else 0)
         safety_net = leave_after(limit_s, 1, f"runtime up: not stopped after {limit_s:g} s; ending the process")
         if failure is not None:
-            report.line(f"Failed: {failure.message}")
+            report.line(f"Failed: {failure}")
         else:
             report.line(f"Draining: running requests get up to {settings.drain_timeout_s:g} s.")
             if not await service.drain(settings.drain_timeout_s):
@@ -106,13 +121,23 @@ async def _live(
     return 0
 
 
-async def _until_stop_or_failure(service: composition.Service, stop: StopSignal) -> ErrorInfo | None:
-    """What ended the wait: None for a signal."""
-    failure: ErrorInfo | None = None
+async def _warmed_up(app: ASGIApp, plan: Plan, report: Report, stop: StopSignal) -> str | None:
+    """Sends a request of our own and says so; a failure's reason, or None. A signal meanwhile ends the process."""
+    started = time.monotonic()
+    async with _left_on_signal(stop):
+        failed = await warm_up(app, plan)
+    if failed is None:
+        report.table([("warm-up request", f"answered in {time.monotonic() - started:.1f} s")])
+    return failed
+
+
+async def _until_stop_or_failure(service: composition.Service, stop: StopSignal) -> str | None:
+    """What ended the wait: a failure's message, or None for a signal."""
+    failure: str | None = None
 
     async def watch() -> None:
         nonlocal failure
-        failure = await service.until_failure()
+        failure = (await service.until_failure()).message
         group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:

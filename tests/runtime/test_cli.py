@@ -15,6 +15,7 @@ import pytest
 from runtime import __version__, devices
 from runtime.cli import main
 from runtime.cli.console import Report
+from runtime.cli.server import address_of, bind
 from tests.runtime.command import copy_of_demo, refusal, runtime_command
 
 
@@ -44,12 +45,10 @@ def test_help_and_version_answer_without_loading_jax() -> None:
     assert done.stdout == f"runtime {__version__}\n"
 
 
-def test_help_lists_every_flag_with_its_default() -> None:
-    text = runtime_command("up", "--help").stdout
-    assert "Traceback" not in text
-    for flag in ("--topology", "--page-size", "--drain-timeout SECONDS", "--served-model-name"):
-        assert flag in text
-    assert text.count("default") >= 20
+def test_a_hub_model_that_cannot_be_had_is_one_line_and_quick(tmp_path: Path) -> None:
+    line = refusal("up", "--model", "someone/some-model", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert "--model 'someone/some-model': no such folder, not whole in the Hugging Face cache" in line
+    assert "HF_HUB_OFFLINE forbids to download it; allowed: a model folder, or a hub id ORG/NAME" in line
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,9 @@ def test_help_lists_every_flag_with_its_default() -> None:
         (("up", "--page-size", "32", "--chunked-prefill-size", "48"), "--page-size 32"),
         (("up", "--tp-size", "4"), "tensor parallel slices are not available yet"),
         (("up", "--topology", "prefill=1"), "prefill and decode go together"),
-        (("up", "--model", "someone/some-model"), "--model 'someone/some-model': no such folder"),
+        (("up", "--model", "no/such/folder"), "--model 'no/such/folder': no such folder, and not a hub id; allowed:"),
+        (("up", "--config", "none.toml"), "--config 'none.toml': No such file or directory; allowed: a readable TOML"),
+        (("up", "--model", "no/such/folder", "--print-config"), "--model 'no/such/folder': no such folder"),
         (("up", "--context-length", "999999"), "--context-length 999999: allowed: at most the model's 4096"),
         (("up", "--host", "no.such.host.invalid"), "--host 'no.such.host.invalid'"),
         (("version", "now"), "unknown argument 'now'"),
@@ -71,12 +72,29 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments: tuple[str, ...], t
     assert told in refusal(*arguments)
 
 
+def test_a_compile_cache_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refusal("up", "--port", "0", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "below"))
+    assert f"JAX_COMPILATION_CACHE_DIR: cannot make the folder {tmp_path / 'file' / 'below'}" in line
+    assert "allowed: a folder" in line
+
+
 def test_a_busy_port_is_refused_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = refusal("up", "--port", str(port))
     assert f"--port {port} on 127.0.0.1" in line
     assert "allowed: a free port" in line
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")])
+def test_host_and_port_are_what_is_listened_on(host: str, url: str) -> None:
+    with bind(host, 0) as picked:
+        port = picked.getsockname()[1]
+        assert picked.getsockname()[0] == host
+        assert address_of(picked) == f"http://{url}:{port}"
+    with bind(host, port) as chosen:
+        assert chosen.getsockname()[1] == port
 
 
 @pytest.mark.parametrize(

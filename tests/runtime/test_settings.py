@@ -2,6 +2,8 @@
 
 import pytest
 
+from runtime.cli.flag import Flag
+from runtime.cli.flag_table import SETTINGS_FLAGS
 from runtime.cli.flags import parse_up
 from runtime.errors import UsageError
 from runtime.settings import Settings
@@ -11,6 +13,22 @@ REFERENCE = (
     "--chunked-prefill-size=2048 --download-dir=/tmp --dtype=bfloat16 --max-running-requests 256 "
     "--skip-server-warmup --page-size=128 --disable-radix-cache --use-sort-for-toppk-minp"
 )
+
+
+WHOLE_NUMBERS = """
+    context-length page-size num-pages chunked-prefill-size max-running-requests decode-reserve-tokens random-seed port
+    max-queued-requests queue-timeout progress-timeout drain-timeout
+"""
+VALUES: dict[str, tuple[str, object]] = {
+    "dtype": ("float32", "float32"),
+    "device": ("cpu", "cpu"),
+    "topology": ("prefill=1,decode=2", "prefill=1,decode=2"),
+    "tp-size": ("1", 1),
+    "mem-fraction-static": ("0.5", 0.5),
+    "api-key": ("secret", ("secret",)),
+    "log-level": ("error", "error"),
+} | dict.fromkeys(WHOLE_NUMBERS.split(), ("64", 64))
+"""What the command line says and what becomes of it; a text for every other flag."""
 
 
 def parsed(line: str) -> Settings:
@@ -31,6 +49,32 @@ def test_the_reference_command_line_is_understood() -> None:
     assert (settings.mem_fraction_static, settings.use_sort_for_toppk_minp) == (0.8, True)
     sizes = settings.sizes_for("tpu")
     assert (sizes.page_size, sizes.chunked_prefill_size, sizes.max_running_requests) == (128, 2048, 256)
+    assert (settings.download_dir, settings.trust_remote_code) == ("/tmp", True)
+    assert (settings.skip_server_warmup, settings.disable_radix_cache) == (True, True)
+
+
+@pytest.mark.parametrize("flag", SETTINGS_FLAGS, ids=lambda flag: flag.key)
+def test_a_value_follows_after_a_blank_or_an_equals_sign(flag: Flag) -> None:
+    assert flag.field is not None
+    if flag.is_switch:
+        assert getattr(parsed(flag.name), flag.field) is True
+        return
+    text, value = VALUES.get(flag.key, ("x", "x"))
+    extra = " --model x/y" if flag.key == "revision" else ""
+    for name in flag.names:
+        for form in (f"{name} {text}", f"{name}={text}"):
+            assert getattr(parsed(form + extra), flag.field) == value
+
+
+def test_of_a_flag_that_is_given_twice_the_last_one_holds() -> None:
+    assert parsed("--port 1 --model a --port=2 --model-path b") == Settings(port=2, model="b")
+
+
+def test_a_chunk_of_minus_one_holds_the_whole_context() -> None:
+    sizes = parsed("--chunked-prefill-size=-1 --page-size 32").sizes_for("cpu")
+    assert (sizes.page_size, sizes.chunked_prefill_size) == (32, None)
+    assert [sizes.chunk_tokens(context) for context in (31, 64, 4095)] == [32, 64, 4096]
+    assert parsed("--chunked-prefill-size -1").sizes_for("cpu").page_size == 16
 
 
 def test_api_keys_add_up() -> None:
@@ -81,9 +125,31 @@ def test_tensor_parallel_slices_are_refused_for_now(line: str) -> None:
         ("--log-level loud", "--log-level 'loud': allowed: debug, info, warning, error"),
         ("--max-running-requests 0", "--max-running-requests '0': allowed: a whole number of requests from 1"),
         ("--num-pages 1", "--num-pages '1': allowed: a whole number of pages from 2"),
-        ("--model=", "--model or --model-path '': allowed: a model folder"),
+        ("--model=", "--model or --model-path '': allowed: a model folder, or a hub id ORG/NAME"),
+        ("--model-path --port 1", "--model or --model-path: no value given; allowed: a model folder"),
+        ("--revision=", "--revision '': allowed: a branch, tag or commit"),
+        ("--revision main", "--revision 'main' without --model: allowed: with a hub id"),
+        ("--download-dir=", "--download-dir '': allowed: a folder"),
+        ("--served-model-name=", "--served-model-name '': allowed: a text of at least one character"),
+        ("--context-length 1", "--context-length '1': allowed: a whole number of tokens from 2 to"),
+        ("--context-length 9e3", "--context-length '9e3': allowed: a whole number of tokens from 2 to"),
+        ("--trust-remote-code=yes", "--trust-remote-code 'yes': allowed: no value"),
+        ("--topology=", "--topology '': allowed: prefill=P[xTP],decode=D[xTP] or mixed=N[xTP]"),
+        ("--topology both=1", "--topology 'both=1': 'both=1' is not ROLE=COUNT[xTP]; allowed: prefill=P"),
+        ("--tp-size 0", "--tp-size '0': allowed: a whole number of devices from 1 to 1024"),
+        ("--chunked-prefill-size 0", "--chunked-prefill-size '0': allowed: a whole number of tokens from 8 to"),
+        ("--chunked-prefill-size -2", "--chunked-prefill-size '-2': allowed: a whole number of tokens from 8 to"),
+        ("--random-seed -1", "--random-seed '-1': allowed: a whole number from 0 to 9223372036854775807"),
+        (f"--random-seed {'9' * 5000}", "--random-seed '9999"),
+        ("--use-sort-for-toppk-minp=0", "--use-sort-for-toppk-minp '0': allowed: no value"),
+        ("--skip-server-warmup=true", "--skip-server-warmup 'true': allowed: no value"),
+        ("--skip-server-warmup true", "unexpected argument 'true'; allowed: flags"),
+        ("--host=", "--host '': allowed: an address of this machine"),
+        ("--api-key=", "--api-key: allowed: printable ASCII characters without blanks"),
         ("--prot 80", "unknown flag --prot '80': did you mean --port? allowed: "),
         ("--enable-magic", "unknown flag --enable-magic: "),
+        ("--pages=3", "unknown flag --pages '3': "),
+        ("-p 80", "unknown flag -p '80': "),
         ("--disable-radix-cache=1", "--disable-radix-cache '1': allowed: no value"),
         ("extra", "unexpected argument 'extra'"),
     ],
@@ -95,3 +161,12 @@ def test_a_bad_flag_is_told_with_its_value_and_what_is_allowed(line: str, told: 
     assert message.startswith(told)
     assert "allowed" in message
     assert "\n" not in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("line", ["--api-key=hush\tdear", "--api-keys hushdear", "--api-kye=hushdear"])
+def test_a_refused_key_is_not_repeated(line: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        parse_up(line.split(" "))
+    assert "hush" not in str(refusal.value)
+    assert "allowed" in str(refusal.value)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from runtime.errors import RequestError, UsageError
+from runtime.folder_code import model_code, tokenizer_code
 from runtime.tokens import Tokenizer
 from tests.runtime.tiny_tokenizer import END, TEMPLATE, metaspace_tokenizer, tiny_tokenizer, write_folder
 
@@ -96,7 +98,7 @@ def test_a_folder_without_tokenizer_is_one_line(tmp_path: Path) -> None:
 def test_a_broken_file_is_one_line(tmp_path: Path, name: str) -> None:
     folder = write_folder(tmp_path)
     (folder / name).write_text('{"half": ')
-    with pytest.raises(UsageError, match="cannot load the tokenizer") as error:
+    with pytest.raises(UsageError, match="cannot load the tokenizer|is not JSON") as error:
         Tokenizer.load(folder)
     assert "\n" not in str(error.value)
 
@@ -143,3 +145,55 @@ def test_pieces_of_other_tokenizers() -> None:
     assert other.piece(1) == b"</s>"
     assert other.piece(2 + 0xE2) == b"\xe2"
     assert other.piece(9_999) == b""
+
+
+CODE = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+Path({mark!r}).touch()
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def folder_with_code(folder: Path, auto_map: object, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_folder(folder, auto_map=auto_map, chat_template=TEMPLATE)
+    mark = folder / "ran"
+    (folder / "own_tokens.py").write_text(CODE.format(mark=str(mark)))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder / "modules"))
+    return folder
+
+
+AUTO_MAPS = [{"AutoTokenizer": [None, "own_tokens.OwnTokenizer"]}, ["own_tokens.OwnTokenizer", None]]
+
+
+@pytest.mark.parametrize("auto_map", AUTO_MAPS)
+def test_code_of_the_folder_is_not_run_unless_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auto_map: object
+) -> None:
+    folder = folder_with_code(tmp_path, auto_map, monkeypatch)
+    with pytest.raises(UsageError, match="auto_map names code, 'own_tokens.OwnTokenizer', which is not run; allowed:"):
+        Tokenizer.load(folder)
+    assert not (folder / "ran").exists()
+
+
+def test_code_of_the_folder_is_run_when_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_with_code(tmp_path, AUTO_MAPS[0], monkeypatch)
+    monkeypatch.syspath_prepend(str(folder / "modules"))
+    loaded = Tokenizer.load(folder, trust_remote_code=True)
+    assert (folder / "ran").exists()
+    assert loaded.encode("hello") == tokenizer().encode("hello")
+
+
+def test_a_trusted_folder_without_code_runs_none(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, auto_map={"AutoModel": "modeling.Model"})
+    assert Tokenizer.load(folder, trust_remote_code=True).encode("hello") == Tokenizer.load(folder).encode("hello")
+
+
+def test_code_that_a_folder_names_is_known_without_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_with_code(tmp_path, AUTO_MAPS[1], monkeypatch)
+    assert (tokenizer_code(folder), model_code(folder)) == ("own_tokens.OwnTokenizer", None)
+    (folder / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "a.B", "AutoModel": "c.D"}}))
+    assert model_code(folder) == "a.B, c.D"
+    assert tokenizer_code(write_folder(tmp_path / "plain")) is None
+    assert not (folder / "ran").exists()
