@@ -73,7 +73,9 @@ async def service(loaded: Loaded) -> AsyncIterator[Service]:
     """Actors and application around the engines, until the context is left."""
     settings = loaded.plan.settings
     options = SystemOptions(
-        max_queued=settings.max_queued_requests, decode_reserve_tokens=settings.decode_reserve_tokens
+        max_queued=settings.max_queued_requests,
+        decode_reserve_tokens=settings.decode_reserve_tokens,
+        prefix_cache=not settings.disable_radix_cache,
     )
     make_text = partial(TextStream, loaded.tokenizer)
     async with running_system(loaded.engines, loaded.topology, loaded.mover, make_text, options) as system:

@@ -103,7 +103,7 @@ MEMORY = (
     ),
     Flag(
         names=("--disable-radix-cache",), field="disable_radix_cache", group="memory and batching", value=switch(),
-        effect="share no KV between requests (already so: there is no prefix cache yet)",
+        effect="share no KV between requests: every prompt is computed and moved as a whole",
     ),
 )  # fmt: skip
 

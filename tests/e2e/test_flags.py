@@ -72,6 +72,14 @@ def test_the_context_ends_where_it_was_said_to(client: httpx.Client) -> None:
     assert refused.json()["error"]["param"] == "max_tokens"
 
 
+def test_a_prompt_that_comes_again_is_cached_unless_its_salt_is_another(client: httpx.Client) -> None:
+    body = {"prompt": list(range(10, 60)), "max_tokens": 2}
+    salts = (None, None, "tenant", "tenant")
+    answers = [client.post("/v1/completions", json=body | {"cache_salt": salt}).json() for salt in salts]
+    hits = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    assert hits == [0, 48, 0, 48]
+
+
 def test_a_key_is_asked_for(server: ServerProcess, client: httpx.Client) -> None:
     assert httpx.get(f"{server.url}/v1/models").status_code == 401
     assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer hush-3"}).status_code == 401

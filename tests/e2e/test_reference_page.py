@@ -87,3 +87,7 @@ def test_a_launch_command_serves(command: str, dtype: str, folder: Path) -> None
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] >= 1
         assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
+        for _ in range(2):  # --disable-radix-cache
+            body = {"model": server.name, "prompt": list(range(10, 210)), "max_tokens": 2}
+            usage = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).json()["usage"]
+            assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
