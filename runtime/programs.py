@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from runtime.host_memory import give_back
+
 Progress = Callable[[str, int, int], None]
 """Told after each program: its label, how many are done, how many there are."""
 
@@ -65,6 +67,7 @@ class Programs:
             for future in as_completed(futures):
                 future.result()
                 done += 1
+                give_back()
                 progress(str(futures[future]), done, len(self))
 
     def _compile(self, key: Key) -> None:
