@@ -115,7 +115,7 @@ class PrefillPhase:
         for job in sorted(self.jobs.values(), key=lambda job: (job.start.order, job.key)):
             if segments == self._spec.max_prefill_segments:
                 budget = 0
-            if not job.begun and (not budget or self._waits_for(job, coming)):
+            if not job.begun and (budget < min(self._spec.page_size, job.remaining) or self._waits_for(job, coming)):
                 continue
             if not job.pages and credits[job.start.decode] >= self._staged_per_decode:
                 continue  # it could send nothing, and by the time that it can more may be cached

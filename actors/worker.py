@@ -30,7 +30,6 @@ from actors.messages import (
     MoveChunk,
     Preempted,
     PrefillStarted,
-    PrefixesChanged,
     Released,
     Reserve,
     Reserved,
@@ -42,9 +41,9 @@ from actors.messages import (
     TokensSampled,
     WorkerDown,
     WorkerMessage,
-    WorkerUp,
 )
 from actors.prefill import PlannedChunk, PrefillJob, PrefillPhase
+from actors.reports import WorkerReports
 from actors.tombstones import Tombstones
 from actors.turn import Flight, Slot, Turn, enqueue
 from actors.turn_planner import TurnPlanner
@@ -78,12 +77,12 @@ class WorkerActor:
         self._arrived: list[Insert] = []
         self._flight: Flight | None = None
         self._turn = 0
-        self._reported: Inventory | None = None
+        self._reports = WorkerReports(pool.index, self._inventory)
 
     async def run(self, ctx: Context) -> None:
         """Runs turns until cancelled or broken; gives up its array handles in the end."""
         try:
-            self._announce(ctx)
+            self._reports.announce(ctx, self.role, self._engine.spec)
             while True:
                 self._read_inbox(ctx)
                 self._sweep(ctx)
@@ -94,7 +93,7 @@ class WorkerActor:
                     await self._land(ctx, landing)
                 elif turn is None:
                     await self._idle(ctx)
-                self._report(ctx)
+                self._reports.send(ctx)
         finally:
             self._drop_handles(ctx)
 
@@ -105,7 +104,7 @@ class WorkerActor:
             self._turn += 1  # an empty turn: what was given up for the next one is retired by it
             self.pool.retire(self._turn)
             return
-        self._report(ctx)
+        self._reports.send(ctx)
         deadline = self._next_deadline()
         message = await ctx.receive(None if deadline is None else max(0.0, deadline - ctx.now()))
         if message is not None:
@@ -122,10 +121,10 @@ class WorkerActor:
             return
         self.prefill.sweep(ctx.now(), ctx.arrays.drop)
         for lease in self.decode.expired(ctx.now()):
+            key = lease.reserve.key
             self.decode.drop(lease, self._next_fence)
-            self._give_up(
-                ctx, lease.reserve.key, lease.reserve.choices, "the lease ran out before the sequence started"
-            )
+            self.prefill.cancel(key, lease.reserve.choices, self._next_fence)
+            self._give_up(ctx, key, lease.reserve.choices, "the lease ran out before the sequence started")
 
     # --- inbox
 
@@ -161,16 +160,15 @@ class WorkerActor:
     def _reserve(self, ctx: Context, message: Reserve) -> None:
         wanted = self._tombstones.alive(message.key, message.choices)
         lease = self.decode.reserve(message) if wanted == message.choices else None
-        inventory = self._inventory()
+        inventory = self._reports.inventory()
         if lease is None:
             ctx.post(SCHEDULER, ReserveRefused(key=message.key, inventory=inventory))
         else:
             ctx.post(SCHEDULER, Reserved(key=message.key, cached_tokens=lease.cached_tokens, inventory=inventory))
-        self._reported = inventory
 
     def _start_prefill(self, ctx: Context, message: StartPrefill) -> None:
         choices = self._tombstones.alive(message.key, message.choices)
-        self._reported = None  # the scheduler counts these tokens as work here: it is told how many are left
+        self._reports.expect_more()  # the scheduler counts these tokens as work here: it is told how many are left
         if not choices:
             return
         local_pages = None
@@ -190,6 +188,7 @@ class WorkerActor:
         lease = self.decode.leases[job.key]
         self.decode.rematch(lease, self._next_fence)
         job.pages = self._local_pages(lease, job.choices[0])
+        self.pool.hold(job.pages)
         job.cached = job.done = lease.cached_tokens
 
     def _start_decode(self, ctx: Context, message: StartDecode) -> None:
@@ -373,28 +372,6 @@ class WorkerActor:
             num_groups=len(self.decode.leases) + len(self.decode.sequences),
             queued_prefill_tokens=self.prefill.queued_tokens,
         )
-
-    def _announce(self, ctx: Context) -> None:
-        spec, inventory = self._engine.spec, self._inventory()
-        up = WorkerUp(
-            inventory=inventory,
-            role=self.role,
-            page_size=spec.page_size,
-            usable_pages=spec.usable_pages,
-            num_rows=spec.num_rows,
-        )
-        ctx.post(SCHEDULER, up)
-        ctx.post(GATEWAY, up)
-        self._reported = inventory
-
-    def _report(self, ctx: Context) -> None:
-        inventory = self._inventory()
-        if inventory != self._reported:
-            ctx.post(SCHEDULER, inventory)
-            self._reported = inventory
-        added, removed = self.pool.index.take_changes()
-        if added or removed:
-            ctx.post(SCHEDULER, PrefixesChanged(worker=self.address, added=added, removed=removed))
 
     def _drop_handles(self, ctx: Context) -> None:
         for insert in self._arrived:

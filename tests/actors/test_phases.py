@@ -97,6 +97,15 @@ def test_pages_are_given_whole_and_in_order() -> None:
     assert [job.key.request for job in phase.jobs.values() if job.pages] == ["a"], "b does not fit, c does not overtake"
 
 
+def test_a_job_that_waits_for_pages_does_not_hold_up_younger_ones_that_have_theirs() -> None:
+    phase = _prefill()
+    phase.add(_job("young", 40, order=2))
+    (chunk,) = phase.plan()
+    phase.dispatched(chunk)
+    phase.add(_job("old", 32, order=1, first=50))
+    assert [(chunk.job.key.request, chunk.begin) for chunk in phase.plan()] == [("young", 16)]
+
+
 def _all_chunks(phase: PrefillPhase) -> list[tuple[str, int, int, tuple[int, int] | None, bool]]:
     """Every turn's chunks until nothing is planned any more; each job ends when it is complete."""
     chunks = []
