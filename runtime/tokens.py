@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.detokenize import ByteDetokenizer, IncrementalDetokenizer, WindowDetokenizer
 from runtime.errors import RequestError, UsageError
+from runtime.model_folder import JsonObject, read_json
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -26,6 +27,18 @@ def _byte_level_alphabet() -> dict[int, int]:
 
 
 _ALPHABET = _byte_level_alphabet()
+
+
+def _json_template(folder: Path) -> str | None:
+    """The template of chat_template.json, where processors keep it and tokenizers do not look. Raises UsageError."""
+    path = folder / "chat_template.json"
+    if not path.is_file():
+        return None
+    content = JsonObject(path, read_json(path))
+    template = content.get("chat_template")
+    if not isinstance(template, str):
+        raise content.refuse("chat_template", "it must be a string")
+    return template
 
 
 class Tokenizer:
@@ -58,7 +71,11 @@ class Tokenizer:
 
         try:
             # The class is fixed: the one that the config names may rebuild the tokenizer unlike its file.
-            return cls(PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
+            wrapped = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            wrapped.chat_template = wrapped.chat_template or _json_template(folder)
+            return cls(wrapped)
+        except UsageError:
+            raise
         except Exception as error:  # the tokenizers library raises bare Exception for a broken file
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"{folder}: cannot load the tokenizer: {reason or type(error).__name__}") from error
