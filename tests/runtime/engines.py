@@ -70,7 +70,9 @@ def make_engine(role: Role = "mixed", device: int = 0, *, model: ModelConfig = M
 def dense_logprobs(tokens: Sequence[int], model: ModelConfig = MODEL) -> np.ndarray:
     """Log-softmax after every token, float32[len(tokens), V]."""
 
-    def attend(kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def attend(
+        kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
+    ) -> tuple[jax.Array, jax.Array]:
         return kv, jax.nn.dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
 
     params = jax.tree.map(jnp.asarray, random_params(model))
