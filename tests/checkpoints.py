@@ -1,4 +1,4 @@
-"""Small random checkpoints of every family in Hugging Face's format, made with numpy and tokenizers alone.
+"""Small random checkpoints of every family in Hugging Face's format, made without torch.
 
 The tokenizer is byte-level, so every text round-trips: ids 0-255 are bytes, then the special tokens, then
 filler words that encoding never produces but that decode to text. Weights are scaled so that attention looks
@@ -13,12 +13,8 @@ import ml_dtypes
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-MODEL_TYPES = {
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-    "LlamaForCausalLM": "llama",
-}
+from runtime.model_config import FAMILIES
+
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_BYTES = 256
 EOS_TOKEN_ID = NUM_BYTES
@@ -60,7 +56,7 @@ def write_checkpoint(
     eos = EOS_TOKEN_ID if with_tokenizer else vocab_size - 1
     config = {
         "architectures": [architecture],
-        "model_type": MODEL_TYPES[architecture],
+        "model_type": FAMILIES[architecture].model_type,
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,

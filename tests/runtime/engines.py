@@ -53,7 +53,7 @@ def random_params(model: ModelConfig = MODEL, seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        scale, offset = (0.15, 0.0) if len(leaf.shape) == 2 else (0.1, 1.0)
+        scale, offset = (0.15, 0.0) if len(leaf.shape) > 1 else (0.1, 1.0)
         return (rng.standard_normal(leaf.shape, np.float32) * scale + offset).astype(leaf.dtype)
 
     params: Params = jax.tree.map(draw, abstract_params(model, model.dtype))
