@@ -53,6 +53,7 @@ FAMILIES = {
         window_switch="use_sliding_window",
     ),
     "LlamaForCausalLM": Family(model_type="llama", attention_bias_key="attention_bias", mlp_bias_key="mlp_bias"),
+    "MistralForCausalLM": Family(model_type="mistral", window_layers="all"),
 }
 """Every family that the decoder computes, by the name that config.json gives it; docs/models.md says how to add one."""
 

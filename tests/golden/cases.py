@@ -154,4 +154,12 @@ CASES = {
         },
         fused=True,
     ),
+    "mistral": Case(
+        shape=SMALL
+        | {
+            "architecture": "MistralForCausalLM",
+            "changes": {"sliding_window": 16},
+            "seed": 11,
+        }
+    ),
 }

@@ -117,6 +117,7 @@ def test_logits_in_bfloat16_are_near_the_golden_ones(case: str) -> None:
         ("llama", {"rope_scaling": None}),
         ("llama_bias", {"rope_scaling": None}),
         ("qwen3_moe_fused", {"windows": ()}),
+        ("mistral", {"windows": ()}),
     ],
 )
 def test_what_makes_a_family_shows_in_the_golden_logits(case: str, change: dict[str, Any]) -> None:

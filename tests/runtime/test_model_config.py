@@ -50,6 +50,7 @@ def family(name: str, model_type: str, **more: Any) -> dict[str, Any]:
 
 QWEN3 = family("Qwen3ForCausalLM", "qwen3", head_dim=16)
 LLAMA = family("LlamaForCausalLM", "llama")
+MISTRAL = family("MistralForCausalLM", "mistral", sliding_window=16)
 QWEN3_MOE = family("Qwen3MoeForCausalLM", "qwen3_moe", **SPARSE)
 
 
@@ -162,6 +163,10 @@ def test_what_is_not_supported_is_refused_in_one_line(tmp_path: Path, change: di
     ("config", "message"),
     [
         (LLAMA | {"sliding_window": 64}, "sliding_window is 64; supported: null, as this family has no sliding window"),
+        (
+            MISTRAL | {"layer_types": ["full_attention"] * 3},
+            "layer_types is 'full_attention'; supported with this sliding_window: sliding_attention",
+        ),
         (LLAMA | {"attention_bias": 1}, "attention_bias is 1; it must be true or false"),
         (QWEN3_MOE | {"num_experts": None}, "num_experts is missing"),
         (QWEN3_MOE | {"num_experts": 0}, "num_experts is 0; it must be a positive integer"),

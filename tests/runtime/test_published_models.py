@@ -121,6 +121,25 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
         },
         1_235_814_400,
     ),
+    "Mistral-7B-v0.1": (
+        {
+            "architectures": ["MistralForCausalLM"],
+            "eos_token_id": 2,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "model_type": "mistral",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+            "vocab_size": 32000,
+        },
+        7_241_732_096,
+    ),
 }
 
 
@@ -136,6 +155,14 @@ def test_a_published_model_has_its_published_size(tmp_path: Path, name: str) -> 
 
 def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", COMMON | MODELS["DeepSeek-R1-Distill-Qwen-1.5B"][0])
+    assert load_model_config(tmp_path).windows == ()
+
+
+def test_mistral_has_a_window_on_every_layer_or_none(tmp_path: Path) -> None:
+    first = MODELS["Mistral-7B-v0.1"][0]
+    write_json(tmp_path / "config.json", COMMON | first)
+    assert load_model_config(tmp_path).windows == (4096,) * 32
+    write_json(tmp_path / "config.json", COMMON | first | {"sliding_window": None})  # from v0.2 on
     assert load_model_config(tmp_path).windows == ()
 
 
