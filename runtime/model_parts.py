@@ -73,6 +73,9 @@ def read_rope(config: JsonObject, default_theta: float) -> Rope:
 
 def _scaling(config: JsonObject, key: str, section: JsonObject) -> RopeScaling | None:
     _refuse_partial(section)
+    for kind in (FULL, SLIDING):
+        if section.get(kind) is not None:
+            raise config.refuse(key, "supported: one for all layers", kind)
     kind = section.get("rope_type") or section.get("type") or "default"
     if kind == "default":
         return None

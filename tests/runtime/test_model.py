@@ -11,7 +11,6 @@ from runtime.jax_engine import JaxEngine
 from runtime.kv_cache import pool_shape
 from runtime.model_config import ModelConfig, load_model_config
 from runtime.weights import load_weights
-from tests.checkpoints import write_checkpoint
 from tests.golden.cases import CASES, HERE
 from tests.golden.make_golden import make_folder, random_sequences, reference_greedy, reference_logits
 from tests.paged_model import PagedModel
@@ -85,7 +84,7 @@ def assert_same_text(folder: Path, prompt: list[int], want: list[int]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("how", [{"chunk": 13}, {"chunk": 160}, {"chunk": 1, "num_prefill": 0}], ids=str)
+@pytest.mark.parametrize("how", [{"chunk": 13}, {"chunk": 1, "num_prefill": 0}], ids=str)
 def test_logits_equal_the_golden_ones(case: str, how: dict[str, int]) -> None:
     sequences, want = golden(case)
     assert np.std(want[0]) > 1
@@ -116,6 +115,8 @@ def test_logits_in_bfloat16_are_near_the_golden_ones(case: str) -> None:
         ("qwen3_window", {"windows": ()}),
         ("llama", {"rope_scaling": None}),
         ("llama_bias", {"rope_scaling": None}),
+        ("qwen3_moe", {"experts.renormalize": False}),
+        ("qwen3_moe", {"experts.num_experts_per_token": 1}),
         ("qwen3_moe_fused", {"windows": ()}),
         ("mistral", {"windows": ()}),
     ],
@@ -123,7 +124,10 @@ def test_logits_in_bfloat16_are_near_the_golden_ones(case: str) -> None:
 def test_what_makes_a_family_shows_in_the_golden_logits(case: str, change: dict[str, Any]) -> None:
     sequences, want = golden(case)
     config = load_model_config(HERE / case)
-    changed = msgspec.structs.replace(config, **change)
+    changed = msgspec.structs.replace(config, **{key: value for key, value in change.items() if "." not in key})
+    if config.experts is not None:
+        inner = {key.removeprefix("experts."): value for key, value in change.items() if key.startswith("experts.")}
+        changed = msgspec.structs.replace(changed, experts=msgspec.structs.replace(config.experts, **inner))
     params = load_weights(HERE / case, config, "float32")
     model = PagedModel(params, changed, num_sequences=len(sequences), max_tokens=max(map(len, sequences)))
     assert worst(model.logits(sequences, chunk=160), want) > 100 * TOLERANCE
@@ -133,15 +137,6 @@ def test_golden_files_stay_small() -> None:
     files = [file for file in HERE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert max(file.stat().st_size for file in files) < 3e5
     assert sum(file.stat().st_size for file in files) < 3e6
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_logits_equal_hugging_face_live(tmp_path: Path, tied: bool) -> None:
-    pytest.importorskip("torch")
-    folder = write_checkpoint(tmp_path, tie_word_embeddings=tied, num_shards=2, seed=5)
-    sequences = random_sequences(272, (150, 31))
-    want = reference_logits(folder, sequences)
-    assert worst(our_logits(folder, sequences, chunk=40, num_prefill=100), want) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", CASES)

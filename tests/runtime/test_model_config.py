@@ -116,6 +116,10 @@ def test_what_is_written_but_not_in_use_is_accepted(tmp_path: Path, change: dict
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is 'yarn'; supported:"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters is 'linear'; supported:"),
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta is 'x'; it must be a number above 0"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+            "rope_parameters is 'full_attention'; supported: one for all layers",
+        ),
         ({"rope_parameters": 3}, "rope_parameters is 3; it must be an object or null"),
         (
             {"layer_types": ["linear_attention"]},
