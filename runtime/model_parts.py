@@ -62,13 +62,13 @@ def read_rope(config: JsonObject, default_theta: float) -> Rope:
     theta = config.positive("rope_theta", default_theta)
     _refuse_partial(config)
     found = [
-        (key, Rope(theta=section.positive("rope_theta", theta), scaling=_scaling(config, key, section)))
+        Rope(theta=section.positive("rope_theta", theta), scaling=_scaling(config, key, section))
         for key in ROPE_SECTIONS
         if (section := config.section(key)) is not None
     ]
-    if len(found) > 1 and found[0][1] != found[1][1]:
+    if len(set(found)) > 1:
         raise config.refuse("rope_parameters", "it must agree with rope_scaling, or one of them be null")
-    return found[0][1] if found else Rope(theta=theta, scaling=None)
+    return found[0] if found else Rope(theta=theta, scaling=None)
 
 
 def _scaling(config: JsonObject, key: str, section: JsonObject) -> RopeScaling | None:
@@ -139,9 +139,9 @@ def _layer_types(config: JsonObject, num_layers: int) -> list[str] | None:
 
 def read_experts(config: JsonObject, num_layers: int) -> Experts:
     """The sparse blocks of a family that has them. Raises UsageError."""
-    key = "num_experts" if config.get("num_experts") is not None else "num_local_experts"
-    num_experts = config.count(key if config.get(key) is not None else "num_experts")
-    if config.get("num_local_experts") not in (None, num_experts):
+    renamed = config.get("num_local_experts")  # by transformers 5
+    num_experts = config.count("num_experts" if renamed is None or config.get("num_experts") else "num_local_experts")
+    if renamed not in (None, num_experts):
         raise config.refuse("num_local_experts", f"it must equal num_experts, {num_experts}")
     per_token = config.count("num_experts_per_tok")
     if per_token > num_experts:
