@@ -43,13 +43,14 @@ class Source(msgspec.Struct, frozen=True):
         return math.prod(self.shape) * stored[self.pieces[0].name].dtype.itemsize
 
     def read(self, stored: Mapping[str, StoredTensor], dtype: DTypeLike) -> np.ndarray:
-        """The parameter as `dtype`; a view of the file if that is all it takes. Holds no more than itself."""
+        """The parameter as `dtype`, in memory of its own. Holds no more than itself."""
+        out = np.empty(self.shape, dtype)
         if len(self.pieces) == 1:
-            return self.pieces[0].view(stored).astype(dtype, copy=False).reshape(self.shape)
-        stacked = np.empty(self.shape, dtype)
-        for slot, piece in zip(stacked, self.pieces, strict=True):
-            slot[...] = piece.view(stored)
-        return stacked
+            out[...] = self.pieces[0].view(stored)
+        else:
+            for slot, piece in zip(out, self.pieces, strict=True):
+                slot[...] = piece.view(stored)
+        return out
 
 
 def find_source(name: str, shape: Shape, stored: Mapping[str, StoredTensor]) -> Source:

@@ -66,7 +66,8 @@ def load_weights(
 
     def load(name: str) -> jax.Array:
         nonlocal done
-        # A copy, never an alias: parameters must not change or vanish with the file.
+        # Read into memory of its own: on a CPU jax keeps a well aligned host array instead of copying it, whatever
+        # `may_alias` says (0.10.2), and parameters must not change or vanish with the file.
         tensor = sources[name].read(stored, dtype)
         placed: jax.Array = jax.device_put(tensor, target, may_alias=False).block_until_ready()
         done += sources[name].num_bytes(stored)
