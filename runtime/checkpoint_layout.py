@@ -15,6 +15,8 @@ from numpy.typing import DTypeLike
 from runtime.safetensors_files import StoredTensor
 
 Shape = tuple[int, ...]
+Part = tuple[slice, ...]
+"""An index into a parameter, a slice per axis."""
 
 EXPERTS = ".mlp.experts."
 
@@ -42,14 +44,16 @@ class Source(msgspec.Struct, frozen=True):
         """Bytes of the files that the parameter takes."""
         return math.prod(self.shape) * stored[self.pieces[0].name].dtype.itemsize
 
-    def read(self, stored: Mapping[str, StoredTensor], dtype: DTypeLike) -> np.ndarray:
-        """The parameter as `dtype`, in memory of its own. Holds no more than itself."""
-        out = np.empty(self.shape, dtype)
-        if len(self.pieces) == 1:
-            out[...] = self.pieces[0].view(stored)
-        else:
-            for slot, piece in zip(out, self.pieces, strict=True):
-                slot[...] = piece.view(stored)
+    def read(self, stored: Mapping[str, StoredTensor], dtype: DTypeLike, part: Part | None = None) -> np.ndarray:
+        """The parameter, or the part that `part` indexes, as `dtype` in memory of its own. Holds no more than that."""
+        part = (slice(None),) * len(self.shape) if part is None else part
+        if len(self.pieces[0].shape) == len(self.shape):
+            return np.array(self.pieces[0].view(stored)[part], dtype, order="C")
+        pieces, within = self.pieces[part[0]], part[1:]
+        sizes = [len(range(*index.indices(size))) for index, size in zip(within, self.shape[1:], strict=True)]
+        out = np.empty((len(pieces), *sizes), dtype)
+        for slot, piece in zip(out, pieces, strict=True):
+            slot[...] = piece.view(stored)[within]
         return out
 
 

@@ -194,6 +194,21 @@ def test_reading_a_parameter_holds_no_more_than_itself(tmp_path: Path, dtype: st
     assert peak < 1.1 * read.nbytes
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["mlp.experts.up_proj", "mlp.experts.down_proj", "self_attn.q_proj"])
+def test_a_part_is_read_alone(tmp_path: Path, name: str, fused: bool) -> None:
+    folder = moe_folder(tmp_path)
+    if fused:
+        write_weights(folder, fuse(tensors_of(folder)))
+    stored, full = open_checkpoint(folder), load(folder)["layers"][1]
+    for key in name.split("."):
+        full = full[key]
+    whole = np.asarray(full["weight"])
+    source = find_source(f"model.layers.1.{name}.weight", whole.shape, stored)
+    part = (slice(1, 3), slice(None), slice(5, 20))[: whole.ndim]
+    np.testing.assert_array_equal(source.read(stored, "float32", part), whole[part])
+
+
 def test_parameters_do_not_change_with_a_file_whose_tensors_are_aligned(tmp_path: Path) -> None:
     """jax would keep a host array that is aligned to 64 bytes, and here that would be the mapped file."""
     folder = write_checkpoint(tmp_path)
