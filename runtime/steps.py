@@ -49,7 +49,7 @@ class AttentionOps(Protocol):
         context_lens: jax.Array,
         *,
         scale: float,
-        sliding_window: int | None,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`kernels.chunked_prefill`."""
         ...
@@ -62,7 +62,7 @@ class AttentionOps(Protocol):
         context_lens: jax.Array,
         *,
         scale: float,
-        sliding_window: int | None,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`kernels.paged_decode`."""
         ...

@@ -34,7 +34,7 @@ class Passthrough:
         context_lens: jax.Array,
         *,
         scale: float,
-        sliding_window: int | None,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`q` as it is."""
         return q
@@ -47,7 +47,7 @@ class Passthrough:
         context_lens: jax.Array,
         *,
         scale: float,
-        sliding_window: int | None,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`q` as it is."""
         return q

@@ -44,7 +44,7 @@ def forward(
         positions: `int32[T]`, each token's position in its own sequence.
         kv_pages: L arrays, passed to `attend` layer by layer; donate them to the enclosing jit.
         attend: writes a layer's new keys and values and attends; see `Attend`.
-        mesh: the devices that a layer's experts are split over; None when they are all on one.
+        mesh: the slice's devices when they are several and `params` is split over them, else None; static.
 
     Returns:
         The hidden states after the final norm, `[T, D]` of the parameters' type, and the L new pools.
