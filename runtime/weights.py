@@ -17,7 +17,6 @@ from runtime.checkpoint_layout import Source, find_source
 from runtime.errors import CheckpointError
 from runtime.model_config import ModelConfig
 from runtime.models.parameters import Params, abstract_params, checkpoint_names
-from runtime.placement import AXIS
 from runtime.safetensors_files import StoredTensor, open_checkpoint
 
 Progress = Callable[[int, int], None]
@@ -52,7 +51,7 @@ def load_weights(
             tensors.
     """
     if config.experts is not None and isinstance(target, jax.sharding.NamedSharding):
-        config.experts.check_shards(target.mesh.shape.get(AXIS, 1))
+        config.experts.check_shards(target.mesh.size)
     wanted = abstract_params(config, dtype)
     names = checkpoint_names(wanted)
     stored = open_checkpoint(folder)

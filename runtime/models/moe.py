@@ -18,7 +18,6 @@ from jax.sharding import Mesh, PartitionSpec
 from runtime.model_parts import Experts
 from runtime.models.layers import project
 from runtime.models.ragged import ragged_project
-from runtime.placement import AXIS
 
 _spec: Any = PartitionSpec
 _psum: Any = lax.psum
@@ -32,21 +31,22 @@ def sparse_mlp(x: jax.Array, weights: dict[str, Any], experts: Experts, mesh: Me
         weights: `gate.weight [E, D]` and `experts.{gate,up}_proj.weight [E, F, D]`, `experts.down_proj.weight
             [E, D, F]`, as nested dicts.
         experts: the block's numbers; static.
-        mesh: the slice's devices when the stacked weights are split over them by expert, on the axis AXIS, whose size
-            divides E; None when all are on one device.
+        mesh: the slice's devices, on the mesh's one axis, when the stacked weights are split over them by expert; their
+            number divides E. None when all are on one device.
     """
     shares, chosen = route(x, weights["gate"]["weight"], experts)
     stacks = tuple(weights["experts"][name]["weight"] for name in ("gate_proj", "up_proj", "down_proj"))
     if mesh is None:
         return _chosen_experts(x, shares, chosen, *stacks, first=jnp.int32(0)).astype(x.dtype)
-    num_local = experts.num_experts // mesh.shape[AXIS]
-    assert num_local * mesh.shape[AXIS] == experts.num_experts, "experts do not divide over the slice"
+    (axis,) = mesh.axis_names
+    num_local = experts.num_experts // mesh.size
+    assert num_local * mesh.size == experts.num_experts, "experts do not divide over the slice"
 
     def shard(*arrays: jax.Array) -> jax.Array:
-        summed: jax.Array = _psum(_chosen_experts(*arrays, first=lax.axis_index(AXIS) * num_local), AXIS)
+        summed: jax.Array = _psum(_chosen_experts(*arrays, first=lax.axis_index(axis) * num_local), axis)
         return summed
 
-    split, whole = _spec(AXIS, None, None), _spec()
+    split, whole = _spec(axis, None, None), _spec()
     run: Any = jax.shard_map(
         shard, mesh=mesh, in_specs=(whole, whole, whole, split, split, split), out_specs=whole, check_vma=False
     )

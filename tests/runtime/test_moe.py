@@ -15,7 +15,6 @@ from runtime.model_parts import Experts
 from runtime.models import decoder
 from runtime.models.moe import sparse_mlp
 from runtime.models.ragged import blocked_product, ragged_product, ragged_project
-from runtime.placement import AXIS
 from runtime.weights import load_weights
 from tests.golden.cases import HERE
 
@@ -98,7 +97,7 @@ def test_the_loop_is_the_ragged_product(sizes: list[int], dtype: str) -> None:
 
 
 def mesh_of(num_devices: int) -> Mesh:
-    return Mesh(np.array(jax.devices()[:num_devices]), (AXIS,))
+    return Mesh(np.array(jax.devices()[:num_devices]), ("tp",))
 
 
 def split(params: Any, mesh: Mesh) -> Any:
@@ -106,7 +105,7 @@ def split(params: Any, mesh: Mesh) -> Any:
 
     def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         is_stack = ".experts." in jax.tree_util.keystr(path, simple=True, separator=".")
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(AXIS) if is_stack else PartitionSpec()))
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("tp") if is_stack else PartitionSpec()))
 
     return jax.tree_util.tree_map_with_path(put, params)
 
