@@ -9,18 +9,53 @@ from pathlib import Path
 import msgspec
 
 from runtime.model_folder import JsonObject, read_json
+from runtime.model_parts import Experts, RopeScaling, WindowLayers, read_experts, read_rope, read_windows
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """What an architecture's name implies and config.json does not say."""
+    """What an architecture's name implies and config.json does not say.
+
+    A family with an `attention_bias_key` or `mlp_bias_key` takes that flag of config.json for biases on all of the
+    block's projections. `head_dim` is what the key's absence means; None is hidden_size / num_attention_heads.
+    """
 
     model_type: str
-    qkv_bias: bool
-    rms_norm_eps: float
-    rope_theta: float
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    head_dim: int | None = None
+    qkv_bias: bool = False
+    attention_bias_key: str | None = None
+    mlp_bias_key: str | None = None
+    qk_norm: bool = False
+    has_experts: bool = False
+    window_layers: WindowLayers = "none"
+    window_switch: str | None = None
 
 
-FAMILIES = {"Qwen2ForCausalLM": Family(model_type="qwen2", qkv_bias=True, rms_norm_eps=1e-6, rope_theta=10000.0)}
+FAMILIES = {
+    "Qwen2ForCausalLM": Family(
+        model_type="qwen2", qkv_bias=True, window_layers="upper", window_switch="use_sliding_window"
+    ),
+    "Qwen3ForCausalLM": Family(
+        model_type="qwen3",
+        head_dim=128,
+        attention_bias_key="attention_bias",
+        qk_norm=True,
+        window_layers="upper",
+        window_switch="use_sliding_window",
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        model_type="qwen3_moe",
+        attention_bias_key="attention_bias",
+        qk_norm=True,
+        has_experts=True,
+        window_layers="all",
+        window_switch="use_sliding_window",
+    ),
+    "LlamaForCausalLM": Family(model_type="llama", attention_bias_key="attention_bias", mlp_bias_key="mlp_bias"),
+    "MistralForCausalLM": Family(model_type="mistral", window_layers="all"),
+}
+"""Every family that the decoder computes, by the name that config.json gives it; docs/models.md says how to add one."""
 
 COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}
 """Type of a checkpoint: type to compute in."""
@@ -30,7 +65,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A decoder's shape. Hashable, so that it may be a static argument of jitted functions.
 
     `dtype` is the type to compute in unless the operator says otherwise, "bfloat16" or "float32";
-    checkpoints in float16 are computed in bfloat16. `eos_token_ids` may be empty.
+    checkpoints in float16 are computed in bfloat16. `eos_token_ids` may be empty. `windows` has one entry per
+    layer, or none if no layer has a window; the layers that `experts` names have experts instead of a dense block.
     """
 
     architecture: str
@@ -48,6 +84,20 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...]
     dtype: str
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    windows: tuple[int | None, ...] = ()
+    experts: Experts | None = None
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that a token of this layer sees, itself included; None for its whole context."""
+        return self.windows[layer] if self.windows else None
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the layer's feed-forward block is made of experts."""
+        return self.experts is not None and layer in self.experts.layers
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,22 +129,32 @@ def load_model_config(folder: Path) -> ModelConfig:
     if num_heads % num_kv_heads:
         raise config.refuse("num_key_value_heads", f"it must divide num_attention_heads, {num_heads}")
     vocab_size = config.count("vocab_size")
+    num_layers = config.count("num_hidden_layers")
+    windows = read_windows(config, family.window_layers, family.window_switch, num_layers)
+    rope = read_rope(config, family.rope_theta)
+    attention_bias = _flag(config, family.attention_bias_key)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab_size,
         hidden_size=config.count("hidden_size"),
         intermediate_size=config.count("intermediate_size"),
-        num_layers=config.count("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=_head_dim(config, num_heads),
-        rope_theta=_rope_theta(config, family),
+        head_dim=_head_dim(config, family, num_heads),
+        rope_theta=rope.theta,
         rms_norm_eps=config.positive("rms_norm_eps", family.rms_norm_eps),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
-        qkv_bias=family.qkv_bias,
+        qkv_bias=family.qkv_bias or attention_bias,
         max_position_embeddings=config.count("max_position_embeddings"),
         eos_token_ids=_eos_token_ids(config, folder, vocab_size),
         dtype=_dtype(config),
+        o_bias=attention_bias,
+        mlp_bias=_flag(config, family.mlp_bias_key),
+        qk_norm=family.qk_norm,
+        rope_scaling=rope.scaling,
+        windows=windows if any(windows) else (),
+        experts=read_experts(config, num_layers) if family.has_experts else None,
     )
 
 
@@ -167,26 +227,15 @@ def _refuse_unsupported(config: JsonObject) -> None:
         raise config.refuse("hidden_act", "supported: silu")
     if config.get("quantization_config") is not None:
         raise config.refuse("quantization_config", "supported: none, weights in bfloat16, float16 or float32")
-    num_layers = config.count("num_hidden_layers")
-    windowed = (
-        config.flag("use_sliding_window", False)
-        and config.get("sliding_window") is not None
-        and config.count("sliding_window") < config.count("max_position_embeddings")
-    )
-    layer_types = config.get("layer_types")
-    if layer_types is not None:
-        kinds = set(layer_types) if isinstance(layer_types, list) else {layer_types}
-        allowed = {"full_attention"} if windowed else {"full_attention", "sliding_attention"}
-        if not kinds <= allowed:
-            unsupported = ", ".join(sorted(map(str, kinds - allowed)))
-            raise config.refuse("layer_types", "supported: full_attention", unsupported)
-    elif windowed and config.count("max_window_layers", 28) < num_layers:
-        raise config.refuse("use_sliding_window", "supported: false (attention over the whole context)")
 
 
-def _head_dim(config: JsonObject, num_heads: int) -> int:
-    if config.get("head_dim") is not None:
-        head_dim = config.count("head_dim")
+def _flag(config: JsonObject, key: str | None) -> bool:
+    return key is not None and config.flag(key, False)
+
+
+def _head_dim(config: JsonObject, family: Family, num_heads: int) -> int:
+    if config.get("head_dim") is not None or family.head_dim is not None:
+        head_dim = config.count("head_dim", family.head_dim)
     else:
         hidden_size = config.count("hidden_size")
         if hidden_size % num_heads:
@@ -195,21 +244,6 @@ def _head_dim(config: JsonObject, num_heads: int) -> int:
     if head_dim % 2:
         raise config.refuse("head_dim", "it must be even", head_dim)
     return head_dim
-
-
-def _rope_theta(config: JsonObject, family: Family) -> float:
-    theta = config.positive("rope_theta", family.rope_theta)
-    for key in ("rope_scaling", "rope_parameters"):
-        section = config.section(key)
-        if section is None:
-            continue
-        kind = section.get("rope_type") or section.get("type") or "default"
-        if kind != "default":
-            raise config.refuse(key, "supported: rope_type 'default'", kind)
-        theta = section.positive("rope_theta", theta)
-    if config.get("partial_rotary_factor") not in (None, 1):
-        raise config.refuse("partial_rotary_factor", "supported: 1")
-    return theta
 
 
 def _eos_token_ids(config: JsonObject, folder: Path, vocab_size: int) -> tuple[int, ...]:

@@ -43,11 +43,11 @@ class JsonObject:
         shown = self.get(key) if value is None else value
         return UsageError(f"{self._path}: {key} is {shown!r}; {allowed}")
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A positive integer. Raises UsageError; also if the key is missing and there is no default."""
+    def count(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
+        """An integer from `minimum` on. Raises UsageError; also if the key is missing and there is no default."""
         value = self._present(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.refuse(key, "it must be a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise self.refuse(key, "it must be a positive integer" if minimum else "it must be an integer, 0 or more")
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:

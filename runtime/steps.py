@@ -9,7 +9,6 @@ Nothing here reads the host. The token that a row samples goes into `DeviceRows.
 finds it, so that steps may be dispatched before anybody saw what came out of the previous one.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -50,6 +49,7 @@ class AttentionOps(Protocol):
         context_lens: jax.Array,
         *,
         scale: float,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`kernels.chunked_prefill`."""
         ...
@@ -62,6 +62,7 @@ class AttentionOps(Protocol):
         context_lens: jax.Array,
         *,
         scale: float,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`kernels.paged_decode`."""
         ...
@@ -201,26 +202,27 @@ def _concat(prefill: Batch | None, decode: Batch | None) -> Batch:
 
 def _attention(
     inputs: dict[str, jax.Array], rows: DeviceRows, batch: Batch, config: StepConfig, layout: StepLayout
-) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> decoder.Attend:
     """The `attend` of `decoder.forward`: writes a layer's new KV, then attends to all of it."""
     num_tokens, scale = layout.num_tokens, config.model.head_dim**-0.5
     prefill_lens = inputs["starts"] + jnp.diff(inputs["cu_q_lens"]) if num_tokens else None
     decode_tables = rows.tables[inputs["rows"]] if layout.num_decode else None
     most = layout.table_width * config.page_size
 
-    def attend(kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def attend(
+        kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
+    ) -> tuple[jax.Array, jax.Array]:
         kv = write_kv(kv, k, v, batch.slots)
+        how: dict[str, Any] = {"scale": scale, "sliding_window": window}
         outputs = []
         if prefill_lens is not None:
             outputs.append(
-                config.attention.prefill(
-                    q[:num_tokens], kv, inputs["tables"], inputs["cu_q_lens"], prefill_lens, scale=scale
-                )
+                config.attention.prefill(q[:num_tokens], kv, inputs["tables"], inputs["cu_q_lens"], prefill_lens, **how)
             )
         if decode_tables is not None:
             lens = jnp.minimum(batch.positions[num_tokens:] + 1, most)
             context_lens = jnp.where(inputs["rows"] == layout.sentinel_row, 0, lens)
-            outputs.append(config.attention.decode(q[num_tokens:], kv, decode_tables, context_lens, scale=scale))
+            outputs.append(config.attention.decode(q[num_tokens:], kv, decode_tables, context_lens, **how))
         return kv, jnp.concatenate(outputs) if len(outputs) > 1 else outputs[0]
 
     return attend

@@ -14,6 +14,7 @@ from typing import Any
 from runtime.detokenize import ByteDetokenizer, IncrementalDetokenizer, WindowDetokenizer
 from runtime.errors import RequestError, UsageError
 from runtime.folder_code import TOKENIZER_CONFIG, tokenizer_code
+from runtime.model_folder import JsonObject, read_json
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -27,6 +28,18 @@ def _byte_level_alphabet() -> dict[int, int]:
 
 
 _ALPHABET = _byte_level_alphabet()
+
+
+def _json_template(folder: Path) -> str | None:
+    """The template of chat_template.json, where processors keep it and tokenizers do not look. Raises UsageError."""
+    path = folder / "chat_template.json"
+    if not path.is_file():
+        return None
+    content = JsonObject(path, read_json(path))
+    template = content.get("chat_template")
+    if not isinstance(template, str):
+        raise content.refuse("chat_template", "it must be a string")
+    return template
 
 
 class Tokenizer:
@@ -71,7 +84,9 @@ class Tokenizer:
             if code is not None:
                 return cls._of_code(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True), folder, code)
             # The class is fixed: the one that the config names may rebuild the tokenizer unlike its file.
-            return cls(PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
+            wrapped = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            wrapped.chat_template = wrapped.chat_template or _json_template(folder)
+            return cls(wrapped)
         except UsageError:
             raise
         except Exception as error:  # the tokenizers library raises bare Exception for a broken file

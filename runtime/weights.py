@@ -1,11 +1,11 @@
 """From a checkpoint folder to parameters on a device.
 
-Used once per slice at start. Tensors are mapped, cast and placed one after the other, so the host never
-holds more than one of them. A checkpoint that does not fit its config exactly does not load: whatever is
-missing, unexpected or misshapen is listed in one error.
+Used once per slice at start. Parameters are mapped, cast and placed one after the other, so the host never
+holds more than one of them; the experts of a layer are one parameter per projection. A checkpoint that does
+not fit its config exactly does not load: whatever is missing, unexpected or misshapen is listed in one error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from runtime.checkpoint_layout import Source, find_source
 from runtime.errors import CheckpointError
 from runtime.model_config import ModelConfig
 from runtime.models.parameters import Params, abstract_params, checkpoint_names
@@ -44,24 +45,31 @@ def load_weights(
     devices without reading the files again.
 
     Raises:
-        UsageError: the folder or its index is missing or not JSON.
+        UsageError: the folder or its index is missing or not JSON, or `target` has devices that the experts cannot
+            be dealt to evenly.
         CheckpointError: files are missing, truncated or malformed, or do not hold exactly this model's
             tensors.
     """
+    if config.experts is not None and isinstance(target, jax.sharding.NamedSharding):
+        config.experts.check_shards(target.mesh.size)
     wanted = abstract_params(config, dtype)
     names = checkpoint_names(wanted)
     stored = open_checkpoint(folder)
-    by_name = dict(zip(jax.tree.leaves(names), jax.tree.leaves(wanted), strict=True))
-    check_tensors(folder, by_name, stored, config)
-    total = sum(stored[name].num_bytes for name in jax.tree.leaves(names))
+    sources = {
+        name: find_source(name, leaf.shape, stored)
+        for name, leaf in zip(jax.tree.leaves(names), jax.tree.leaves(wanted), strict=True)
+    }
+    check_tensors(folder, sources.values(), stored, config)
+    total = sum(source.num_bytes(stored) for source in sources.values())
     done = 0
 
     def load(name: str) -> jax.Array:
         nonlocal done
-        # A copy, never an alias: parameters must not change or vanish with the file.
-        tensor = stored[name].view().astype(dtype, copy=False)
+        # Read into memory of its own: on a CPU jax keeps a well aligned host array instead of copying it, whatever
+        # `may_alias` says (0.10.2), and parameters must not change or vanish with the file.
+        tensor = sources[name].read(stored, dtype)
         placed: jax.Array = jax.device_put(tensor, target, may_alias=False).block_until_ready()
-        done += stored[name].num_bytes
+        done += sources[name].num_bytes(stored)
         if progress is not None:
             progress(done, total)
         return placed
@@ -93,11 +101,12 @@ def bench_params(config: ModelConfig, dtype: DTypeLike, target: Target | None = 
 
 def check_tensors(
     folder: Path,
-    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    sources: Iterable[Source],
     stored: Mapping[str, StoredTensor],
     config: ModelConfig,
 ) -> None:
     """Raises CheckpointError that lists every missing, unexpected and misshapen tensor."""
+    wanted = {piece.name: piece.shape for source in sources for piece in source.pieces}
     missing = sorted(wanted.keys() - stored.keys())
     unexpected = sorted(
         name
@@ -105,9 +114,9 @@ def check_tensors(
         if not name.endswith(IGNORED_SUFFIXES) and not (config.tie_word_embeddings and name == TIED_HEAD)
     )
     misshapen = [
-        f"{name} {list(stored[name].shape)} instead of {list(wanted[name].shape)}"
+        f"{name} {list(stored[name].shape)} instead of {list(wanted[name])}"
         for name in sorted(wanted.keys() & stored.keys())
-        if stored[name].shape != wanted[name].shape
+        if stored[name].shape != wanted[name]
     ]
     problems = [
         f"{kind}: {_listed(names)}"

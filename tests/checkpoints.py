@@ -1,4 +1,4 @@
-"""Small random Qwen2 checkpoints in Hugging Face's format, made with numpy and tokenizers alone.
+"""Small random checkpoints of every family in Hugging Face's format, made without torch.
 
 The tokenizer is byte-level, so every text round-trips: ids 0-255 are bytes, then the special tokens, then
 filler words that encoding never produces but that decode to text. Weights are scaled so that attention looks
@@ -12,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from runtime.model_config import FAMILIES
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_BYTES = 256
@@ -27,6 +29,7 @@ STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 def write_checkpoint(
     folder: Path,
     *,
+    architecture: str = "Qwen2ForCausalLM",
     vocab_size: int = 272,
     hidden_size: int = 64,
     intermediate_size: int = 96,
@@ -42,17 +45,18 @@ def write_checkpoint(
     dtype: str = "float32",
     with_tokenizer: bool = True,
     logit_scale: float = 1.0,
+    changes: dict[str, Any] | None = None,
 ) -> Path:
     """Writes config, generation config, weights and tokenizer into `folder` (made if needed); returns it.
 
     `vocab_size` must leave room for the bytes and specials unless `with_tokenizer` is off. `logit_scale` multiplies an
-    untied head, and with it what bfloat16 rounding does to logprobs.
+    untied head, and with it what bfloat16 rounding does to logprobs. `changes` are further keys of config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     eos = EOS_TOKEN_ID if with_tokenizer else vocab_size - 1
     config = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        "architectures": [architecture],
+        "model_type": FAMILIES[architecture].model_type,
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
@@ -68,7 +72,7 @@ def write_checkpoint(
         "use_sliding_window": False,
         "eos_token_id": eos,
         "dtype": dtype,
-    }
+    } | (changes or {})
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", {"eos_token_id": eos})
     tensors = random_tensors(config, seed)
@@ -94,28 +98,50 @@ def random_tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     def matrix(num_out: int, num_in: int, gain: float = 1.0) -> np.ndarray:
         return normal(gain * num_in**-0.5, num_out, num_in)
 
+    def mlp(prefix: str, inner: int) -> dict[str, np.ndarray]:
+        block = {
+            f"{prefix}.gate_proj.weight": matrix(inner, model),
+            f"{prefix}.up_proj.weight": matrix(inner, model),
+            f"{prefix}.down_proj.weight": matrix(model, inner),
+        }
+        if config.get("mlp_bias"):
+            sizes = {"gate_proj": inner, "up_proj": inner, "down_proj": model}
+            block |= {f"{prefix}.{name}.bias": normal(0.3, size) for name, size in sizes.items()}
+        return block
+
     tied = config["tie_word_embeddings"]
+    biased = config["model_type"] == "qwen2" or config.get("attention_bias")
     tensors = {"model.embed_tokens.weight": normal(3 * model**-0.5 if tied else 1.0, vocab, model)}
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
-        tensors |= {
-            f"{layer}.input_layernorm.weight": 1 + normal(0.1, model),
-            f"{layer}.self_attn.q_proj.weight": matrix(queries, model, 1.4),
-            f"{layer}.self_attn.q_proj.bias": normal(0.3, queries),
-            f"{layer}.self_attn.k_proj.weight": matrix(keys, model, 1.4),
-            f"{layer}.self_attn.k_proj.bias": normal(0.3, keys),
-            f"{layer}.self_attn.v_proj.weight": matrix(keys, model),
-            f"{layer}.self_attn.v_proj.bias": normal(0.3, keys),
-            f"{layer}.self_attn.o_proj.weight": matrix(model, queries),
-            f"{layer}.post_attention_layernorm.weight": 1 + normal(0.1, model),
-            f"{layer}.mlp.gate_proj.weight": matrix(inner, model),
-            f"{layer}.mlp.up_proj.weight": matrix(inner, model),
-            f"{layer}.mlp.down_proj.weight": matrix(model, inner),
-        }
+        tensors[f"{layer}.input_layernorm.weight"] = 1 + normal(0.1, model)
+        for name, size, gain in (("q_proj", queries, 1.4), ("k_proj", keys, 1.4), ("v_proj", keys, 1.0)):
+            tensors[f"{layer}.self_attn.{name}.weight"] = matrix(size, model, gain)
+            if biased:
+                tensors[f"{layer}.self_attn.{name}.bias"] = normal(0.3, size)
+        tensors[f"{layer}.self_attn.o_proj.weight"] = matrix(model, queries)
+        if config.get("attention_bias"):
+            tensors[f"{layer}.self_attn.o_proj.bias"] = normal(0.3, model)
+        if config["model_type"] in ("qwen3", "qwen3_moe"):
+            for name in ("q_norm", "k_norm"):
+                tensors[f"{layer}.self_attn.{name}.weight"] = 1.4 + normal(0.2, config["head_dim"])
+        tensors[f"{layer}.post_attention_layernorm.weight"] = 1 + normal(0.1, model)
+        if is_sparse(config, index):
+            tensors[f"{layer}.mlp.gate.weight"] = matrix(config["num_experts"], model, 2.0)
+            for expert in range(config["num_experts"]):
+                tensors |= mlp(f"{layer}.mlp.experts.{expert}", config["moe_intermediate_size"])
+        else:
+            tensors |= mlp(f"{layer}.mlp", inner)
     tensors["model.norm.weight"] = 1 + normal(0.1, model)
     if not tied:
         tensors["lm_head.weight"] = matrix(vocab, model, 3.0)
     return tensors
+
+
+def is_sparse(config: dict[str, Any], index: int) -> bool:
+    """Whether layer `index` of a checkpoint has experts."""
+    is_listed = index in config.get("mlp_only_layers", [])
+    return "num_experts" in config and not is_listed and (index + 1) % config.get("decoder_sparse_step", 1) == 0
 
 
 def write_weights(folder: Path, tensors: dict[str, np.ndarray], *, num_shards: int = 1) -> None:

@@ -98,11 +98,13 @@ def _step(
     tokens, positions, slots = flat
     scale = config.head_dim**-0.5
 
-    def attend(kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def attend(
+        kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
+    ) -> tuple[jax.Array, jax.Array]:
         kv = write_kv(kv, k, v, slots)
         if phase == "prefill":
-            return kv, chunked_prefill(q, kv, table, cu_q_lens, context_lens, scale=scale)
-        return kv, paged_decode(q, kv, table, context_lens, scale=scale)
+            return kv, chunked_prefill(q, kv, table, cu_q_lens, context_lens, scale=scale, sliding_window=window)
+        return kv, paged_decode(q, kv, table, context_lens, scale=scale, sliding_window=window)
 
     hidden, pool = decoder.forward(params, config, tokens, positions, pool, attend)
     return decoder.logits(params, config, hidden), pool

@@ -103,6 +103,9 @@ def _model(flags: argparse.Namespace) -> tuple[ModelConfig, str]:
         model, name = named_shape(flags.shape), flags.shape
     else:
         model, name = load_model_config(flags.model), flags.model.name
+    if model.experts is not None:
+        # How many experts a step reads depends on its tokens, so it has no bound to be compared with.
+        raise UsageError(f"--model {str(flags.model)!r}: allowed: a model without experts")
     return (msgspec.structs.replace(model, dtype=flags.dtype) if flags.dtype else model), name
 
 

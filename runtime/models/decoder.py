@@ -11,16 +11,18 @@ rows.
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from runtime.model_config import ModelConfig
 from runtime.models.layers import gated_mlp, project, rms_norm
+from runtime.models.moe import sparse_mlp
 from runtime.models.parameters import Params
 from runtime.models.rope import Rotation, rotate, rotation
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""(layer's kv_pages `[P, K, 2, page, H]`, q `[T, N, H]`, k `[T, K, H]`, v `[T, K, H]`) -> (kv_pages with k
-and v written, attention's output `[T, N, H]`). q and k are rotated already; scores are to be scaled by
-H**-0.5.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int | None], tuple[jax.Array, jax.Array]]
+"""(layer's kv_pages `[P, K, 2, page, H]`, q `[T, N, H]`, k `[T, K, H]`, v `[T, K, H]`, window) -> (kv_pages
+with k and v written, attention's output `[T, N, H]`). q and k are rotated already; scores are to be scaled by
+H**-0.5; a token sees itself and the `window - 1` tokens before it, or all if it is None.
 """
 
 
@@ -31,6 +33,7 @@ def forward(
     positions: jax.Array,
     kv_pages: Sequence[jax.Array],
     attend: Attend,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Runs all layers over T tokens.
 
@@ -41,20 +44,21 @@ def forward(
         positions: `int32[T]`, each token's position in its own sequence.
         kv_pages: L arrays, passed to `attend` layer by layer; donate them to the enclosing jit.
         attend: writes a layer's new keys and values and attends; see `Attend`.
+        mesh: the slice's devices when they are several and `params` is split over them, else None; static.
 
     Returns:
         The hidden states after the final norm, `[T, D]` of the parameters' type, and the L new pools.
     """
     with jax.named_scope("embed"):
         x = params["embed_tokens"]["weight"][tokens]
-    turn = rotation(positions, config.head_dim, config.rope_theta)
+    turn = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling)
     new_pages = []
-    for layer, pages in zip(params["layers"], kv_pages, strict=True):
+    for index, (layer, pages) in enumerate(zip(params["layers"], kv_pages, strict=True)):
         with jax.named_scope("attention"):
-            added, pages = _attention(layer, config, x, turn, pages, attend)
+            added, pages = _attention(layer, config, x, turn, pages, attend, config.window(index))
             x = x + added
         with jax.named_scope("mlp"):
-            x = x + _mlp(layer, config, x)
+            x = x + _mlp(layer, config, index, x, mesh)
         new_pages.append(pages)
     with jax.named_scope("final_norm"):
         return rms_norm(x, params["norm"]["weight"], config.rms_norm_eps), new_pages
@@ -68,7 +72,13 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 
 
 def _attention(
-    layer: Params, config: ModelConfig, x: jax.Array, turn: Rotation, pages: jax.Array, attend: Attend
+    layer: Params,
+    config: ModelConfig,
+    x: jax.Array,
+    turn: Rotation,
+    pages: jax.Array,
+    attend: Attend,
+    window: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """What the attention block adds to `x [T, D]`, and the layer's new pages."""
     weights = layer["self_attn"]
@@ -78,17 +88,21 @@ def _attention(
         projected = project(normed, weights[name]["weight"], weights[name].get("bias"))
         return projected.reshape(x.shape[0], -1, config.head_dim)
 
-    q = rotate(heads("q_proj"), turn).astype(x.dtype)
-    k = rotate(heads("k_proj"), turn).astype(x.dtype)
-    pages, attended = attend(pages, q, k, heads("v_proj").astype(x.dtype))
+    def rotated(name: str, norm: str) -> jax.Array:
+        values = heads(name)
+        if config.qk_norm:
+            values = rms_norm(values, weights[norm]["weight"], config.rms_norm_eps)
+        return rotate(values, turn).astype(x.dtype)
+
+    q, k, v = rotated("q_proj", "q_norm"), rotated("k_proj", "k_norm"), heads("v_proj").astype(x.dtype)
+    pages, attended = attend(pages, q, k, v, window)
     merged = attended.reshape(x.shape[0], config.num_heads * config.head_dim)
-    return project(merged, weights["o_proj"]["weight"]).astype(x.dtype), pages
+    return project(merged, weights["o_proj"]["weight"], weights["o_proj"].get("bias")).astype(x.dtype), pages
 
 
-def _mlp(layer: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
-    """What the feed-forward block adds to `x [T, D]`."""
+def _mlp(layer: Params, config: ModelConfig, index: int, x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """What layer `index`'s feed-forward block adds to `x [T, D]`."""
     normed = rms_norm(x, layer["post_attention_layernorm"]["weight"], config.rms_norm_eps)
-    weights = layer["mlp"]
-    return gated_mlp(
-        normed, weights["gate_proj"]["weight"], weights["up_proj"]["weight"], weights["down_proj"]["weight"]
-    )
+    if config.experts is not None and config.is_sparse(index):
+        return sparse_mlp(normed, layer["mlp"], config.experts, mesh)
+    return gated_mlp(normed, layer["mlp"])

@@ -67,7 +67,15 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (x32 * scale * weight.astype(jnp.float32)).astype(x.dtype)
 
 
-def gated_mlp(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    """SwiGLU (Shazeer 2020): `x [T, D]`, `gate [F, D]`, `up [F, D]`, `down [D, F]`; `[T, D]` of x's type."""
-    inner = jax.nn.silu(project(x, gate)) * project(x, up)
-    return project(inner.astype(x.dtype), down).astype(x.dtype)
+def gated_mlp(x: jax.Array, weights: dict[str, Any]) -> jax.Array:
+    """SwiGLU (Shazeer 2020) of `x [T, D]`: `[T, D]` of x's type.
+
+    `weights` are nested dicts: `{gate,up}_proj.weight [F, D]` and `down_proj.weight [D, F]`, with biases `[F]` and
+    `[D]` in some families.
+    """
+
+    def linear(values: jax.Array, name: str) -> jax.Array:
+        return project(values, weights[name]["weight"], weights[name].get("bias"))
+
+    inner = jax.nn.silu(linear(x, "gate_proj")) * linear(x, "up_proj")
+    return linear(inner.astype(x.dtype), "down_proj").astype(x.dtype)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from runtime.model_config import ModelConfig
+from runtime.model_parts import Experts
 
 Params = dict[str, Any]
 """Nested dicts of arrays by checkpoint name; `layers` is a list of L such dicts."""
@@ -23,7 +24,7 @@ class Module(nnx.Module):  # type: ignore[misc]  # flax has no types for us
 
 
 class Weight(Module):
-    """One `weight` of any shape: an embedding `[V, D]` or a norm `[D]`."""
+    """One `weight` of any shape: an embedding `[V, D]`, a norm `[D]`, the matrices of all experts `[E, F, D]`."""
 
     def __init__(self, *shape: int, dtype: DTypeLike) -> None:
         self.weight = nnx.Param(jnp.zeros(shape, dtype))
@@ -39,7 +40,7 @@ class Linear(Module):
 
 
 class Attention(Module):
-    """Projections to N query and K kv heads of H dimensions, and back."""
+    """Projections to N query and K kv heads of H dimensions, and back; in some families each head is normed."""
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
         model, bias = config.hidden_size, config.qkv_bias
@@ -47,27 +48,50 @@ class Attention(Module):
         self.q_proj = Linear(queries, model, bias=bias, dtype=dtype)
         self.k_proj = Linear(keys, model, bias=bias, dtype=dtype)
         self.v_proj = Linear(keys, model, bias=bias, dtype=dtype)
-        self.o_proj = Linear(model, queries, dtype=dtype)
+        self.o_proj = Linear(model, queries, bias=config.o_bias, dtype=dtype)
+        if config.qk_norm:
+            self.q_norm = Weight(config.head_dim, dtype=dtype)
+            self.k_norm = Weight(config.head_dim, dtype=dtype)
 
 
 class Mlp(Module):
     """The gated feed-forward block."""
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
-        model, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(inner, model, dtype=dtype)
-        self.up_proj = Linear(inner, model, dtype=dtype)
-        self.down_proj = Linear(model, inner, dtype=dtype)
+        model, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(inner, model, bias=bias, dtype=dtype)
+        self.up_proj = Linear(inner, model, bias=bias, dtype=dtype)
+        self.down_proj = Linear(model, inner, bias=bias, dtype=dtype)
+
+
+class ExpertStack(Module):
+    """The gated feed-forward blocks of all E experts, one array per projection."""
+
+    def __init__(self, num_experts: int, model: int, inner: int, dtype: DTypeLike) -> None:
+        self.gate_proj = Weight(num_experts, inner, model, dtype=dtype)
+        self.up_proj = Weight(num_experts, inner, model, dtype=dtype)
+        self.down_proj = Weight(num_experts, model, inner, dtype=dtype)
+
+
+class SparseMlp(Module):
+    """A router over E experts, `gate [E, D]`, and the experts."""
+
+    def __init__(self, experts: Experts, model: int, dtype: DTypeLike) -> None:
+        self.gate = Weight(experts.num_experts, model, dtype=dtype)
+        self.experts = ExpertStack(experts.num_experts, model, experts.intermediate_size, dtype)
 
 
 class Layer(Module):
-    """One decoder layer."""
+    """Decoder layer `index`."""
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
+    def __init__(self, config: ModelConfig, index: int, dtype: DTypeLike) -> None:
         self.input_layernorm = Weight(config.hidden_size, dtype=dtype)
         self.self_attn = Attention(config, dtype)
         self.post_attention_layernorm = Weight(config.hidden_size, dtype=dtype)
-        self.mlp = Mlp(config, dtype)
+        if config.experts is not None and config.is_sparse(index):
+            self.mlp: Module = SparseMlp(config.experts, config.hidden_size, dtype)
+        else:
+            self.mlp = Mlp(config, dtype)
 
 
 class Decoder(Module):
@@ -75,7 +99,7 @@ class Decoder(Module):
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike) -> None:
         self.embed_tokens = Weight(config.vocab_size, config.hidden_size, dtype=dtype)
-        self.layers = nnx.List([Layer(config, dtype) for _ in range(config.num_layers)])
+        self.layers = nnx.List([Layer(config, index, dtype) for index in range(config.num_layers)])
         self.norm = Weight(config.hidden_size, dtype=dtype)
         if not config.tie_word_embeddings:
             self.lm_head = Weight(config.vocab_size, config.hidden_size, dtype=dtype)

@@ -53,7 +53,7 @@ def random_params(model: ModelConfig = MODEL, seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        scale, offset = (0.15, 0.0) if len(leaf.shape) == 2 else (0.1, 1.0)
+        scale, offset = (0.15, 0.0) if len(leaf.shape) > 1 else (0.1, 1.0)
         return (rng.standard_normal(leaf.shape, np.float32) * scale + offset).astype(leaf.dtype)
 
     params: Params = jax.tree.map(draw, abstract_params(model, model.dtype))
@@ -70,7 +70,9 @@ def make_engine(role: Role = "mixed", device: int = 0, *, model: ModelConfig = M
 def dense_logprobs(tokens: Sequence[int], model: ModelConfig = MODEL) -> np.ndarray:
     """Log-softmax after every token, float32[len(tokens), V]."""
 
-    def attend(kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def attend(
+        kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
+    ) -> tuple[jax.Array, jax.Array]:
         return kv, jax.nn.dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
 
     params = jax.tree.map(jnp.asarray, random_params(model))

@@ -9,6 +9,7 @@ from runtime.bench.shapes import SHAPES
 from runtime.bench.steps import decode_cost
 from runtime.errors import UsageError
 from runtime.models.parameters import abstract_params
+from tests.golden.cases import HERE
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
@@ -47,6 +48,7 @@ def test_the_command_writes_tables_and_json(tmp_path: Path, capsys: pytest.Captu
         (["--shape", "big"], "--shape 'big': allowed: r1-1.5b, 0.3b, demo"),
         (["--batches", "1,none"], "'none': allowed: a whole number from 1 to 1024"),
         (["--dtype", "int4"], "--dtype"),
+        (["--model", str(HERE / "qwen3_moe")], "qwen3_moe': allowed: a model without experts"),
         (["--repeat", "3", "--bogus"], "--bogus"),
     ],
 )

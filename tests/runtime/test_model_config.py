@@ -7,6 +7,7 @@ import pytest
 
 from runtime.errors import UsageError
 from runtime.model_config import GenerationDefaults, load_generation_defaults, load_model_config
+from runtime.model_parts import Experts, RopeScaling
 from tests.checkpoints import write_json
 
 BASE: dict[str, Any] = {
@@ -28,6 +29,29 @@ BASE: dict[str, Any] = {
 }
 AS_VERSION_4 = BASE | {"rope_theta": 5e5, "rope_scaling": None, "torch_dtype": "bfloat16"}
 AS_VERSION_5 = BASE | {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "dtype": "bfloat16"}
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+WINDOW = {"use_sliding_window": True, "sliding_window": 16}
+SPARSE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+def family(name: str, model_type: str, **more: Any) -> dict[str, Any]:
+    """A config of another family."""
+    without = {key: value for key, value in BASE.items() if key not in ("use_sliding_window", "sliding_window")}
+    return without | {"architectures": [name], "model_type": model_type} | more
+
+
+QWEN3 = family("Qwen3ForCausalLM", "qwen3", head_dim=16)
+LLAMA = family("LlamaForCausalLM", "llama")
+MISTRAL = family("MistralForCausalLM", "mistral", sliding_window=16)
+QWEN3_MOE = family("Qwen3MoeForCausalLM", "qwen3_moe", **SPARSE)
 
 
 def folder_with(tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> Path:
@@ -92,16 +116,34 @@ def test_what_is_written_but_not_in_use_is_accepted(tmp_path: Path, change: dict
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is 'yarn'; supported:"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters is 'linear'; supported:"),
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta is 'x'; it must be a number above 0"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+            "rope_parameters is 'full_attention'; supported: one for all layers",
+        ),
         ({"rope_parameters": 3}, "rope_parameters is 3; it must be an object or null"),
         (
-            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
-            "use_sliding_window is True; supported: false",
+            {"layer_types": ["linear_attention"]},
+            "layer_types is 'linear_attention'; supported: full_attention, sliding",
+        ),
+        ({"layer_types": 3}, "layer_types is '3'; supported: full_attention, sliding_attention"),
+        ({"layer_types": ["full_attention"]}, "layer_types is 1; it must have one entry per layer, 3"),
+        (
+            {"layer_types": ["sliding_attention"] * 3},
+            "layer_types is 'sliding_attention'; supported with this sliding_window: full_attention",
+        ),
+        (WINDOW | {"sliding_window": 0}, "sliding_window is 0; it must be a positive integer"),
+        (WINDOW | {"max_window_layers": -1}, "max_window_layers is -1; it must be an integer, 0 or more"),
+        ({"rope_scaling": LLAMA3 | {"factor": None}}, "factor is missing"),
+        (
+            {"rope_scaling": LLAMA3 | {"high_freq_factor": 1}},
+            "high_freq_factor is 1; it must be above low_freq_factor, 1",
         ),
         (
-            {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["sliding_attention"] * 3},
-            "layer_types is 'sliding_attention'; supported: full_attention",
+            {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}},
+            "rope_parameters is {'rope_type': 'default'}; it must agree with rope_scaling, or one of them be null",
         ),
-        ({"layer_types": ["linear_attention"]}, "layer_types is 'linear_attention'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5; supported: 1"),
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1; it must be a positive integer"),
         ({"hidden_size": 4.5}, "hidden_size is 4.5; it must be a positive integer"),
@@ -118,12 +160,112 @@ def test_what_is_written_but_not_in_use_is_accepted(tmp_path: Path, change: dict
     ],
 )
 def test_what_is_not_supported_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    assert_refused(folder_with(tmp_path, BASE | change), message)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LLAMA | {"sliding_window": 64}, "sliding_window is 64; supported: null, as this family has no sliding window"),
+        (
+            MISTRAL | {"layer_types": ["full_attention"] * 3},
+            "layer_types is 'full_attention'; supported with this sliding_window: sliding_attention",
+        ),
+        (LLAMA | {"attention_bias": 1}, "attention_bias is 1; it must be true or false"),
+        (QWEN3_MOE | {"num_experts": None}, "num_experts is missing"),
+        (QWEN3_MOE | {"num_experts": 0}, "num_experts is 0; it must be a positive integer"),
+        (QWEN3_MOE | {"num_local_experts": 4}, "num_local_experts is 4; it must equal num_experts, 8"),
+        (
+            QWEN3_MOE | {"num_experts_per_tok": 9},
+            "num_experts_per_tok is 9; it must be at most the number of experts, 8",
+        ),
+        (QWEN3_MOE | {"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
+        (QWEN3_MOE | {"norm_topk_prob": "no"}, "norm_topk_prob is 'no'; it must be true or false"),
+        (QWEN3_MOE | {"decoder_sparse_step": 0}, "decoder_sparse_step is 0; it must be a positive integer"),
+        (QWEN3_MOE | {"mlp_only_layers": [3]}, "mlp_only_layers is [3]; it must be a list of layers from 0 to 2"),
+        (QWEN3_MOE | {"mlp_only_layers": 1}, "mlp_only_layers is 1; it must be a list of layers from 0 to 2"),
+        (
+            QWEN3_MOE | WINDOW | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+            "layer_types is 'full_attention'; supported with this sliding_window: sliding_attention",
+        ),
+    ],
+)
+def test_what_another_family_does_not_support(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    assert_refused(folder_with(tmp_path, config), message)
+
+
+def assert_refused(folder: Path, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        load_model_config(folder_with(tmp_path, BASE | change))
+        load_model_config(folder)
     text = str(caught.value)
-    assert f"{tmp_path / 'config.json'}: " in text
+    assert f"{folder / 'config.json'}: " in text
     assert message in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "windows"),
+    [
+        (WINDOW | {"max_window_layers": 3}, ()),
+        (WINDOW | {"max_window_layers": 1}, (None, 16, 16)),
+        (WINDOW | {"max_window_layers": 0}, (16, 16, 16)),
+        (WINDOW, ()),  # max_window_layers is 28
+        (WINDOW | {"sliding_window": 2048, "max_window_layers": 0}, ()),
+        (WINDOW | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, (16, None, 16)),
+        (WINDOW | {"layer_types": ["full_attention"] * 3, "max_window_layers": 0}, ()),
+    ],
+)
+def test_windows_by_layer(tmp_path: Path, change: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    config = load_model_config(folder_with(tmp_path, BASE | change))
+    assert config.windows == windows
+    assert [config.window(index) for index in range(3)] == list(windows or (None, None, None))
+
+
+def test_what_a_family_is(tmp_path: Path) -> None:
+    llama = load_model_config(folder_with(tmp_path, LLAMA | {"mlp_bias": True}))
+    assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias, llama.qk_norm) == (False, False, True, False)
+    qwen3 = load_model_config(folder_with(tmp_path, QWEN3 | {"attention_bias": True}))
+    assert (qwen3.qkv_bias, qwen3.o_bias, qwen3.mlp_bias, qwen3.qk_norm) == (True, True, False, True)
+    without = {key: value for key, value in QWEN3.items() if key != "head_dim"}
+    assert load_model_config(folder_with(tmp_path, without)).head_dim == 128
+    assert load_model_config(folder_with(tmp_path, QWEN3_MOE)).head_dim == 16
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}},
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}},
+    ],
+)
+def test_llama3_rope_as_both_majors_write_it(tmp_path: Path, written: dict[str, Any]) -> None:
+    config = load_model_config(folder_with(tmp_path, LLAMA | written))
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_tokens=256)
+    assert (config.rope_theta, config.rope_scaling) == (5e5, scaling)
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])
+@pytest.mark.parametrize(
+    ("change", "layers"),
+    [({}, (0, 1, 2)), ({"mlp_only_layers": [1]}, (0, 2)), ({"decoder_sparse_step": 2}, (1,))],
+)
+def test_experts_as_both_majors_write_them(
+    tmp_path: Path, key: str, change: dict[str, Any], layers: tuple[int, ...]
+) -> None:
+    written = QWEN3_MOE | {"num_experts": None} | {key: 8, "norm_topk_prob": True} | change
+    config = load_model_config(folder_with(tmp_path, written))
+    assert config.experts == Experts(
+        num_experts=8, num_experts_per_token=2, intermediate_size=32, renormalize=True, layers=layers
+    )
+    assert [index for index in range(3) if config.is_sparse(index)] == list(layers)
+
+
+def test_experts_are_dealt_evenly_to_a_slice() -> None:
+    experts = Experts(num_experts=8, num_experts_per_token=2, intermediate_size=32, renormalize=True, layers=(0,))
+    experts.check_shards(4)
+    with pytest.raises(UsageError, match=r"^--tp-size 3: allowed: a divisor of the model's 8 experts$"):
+        experts.check_shards(3)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,27 @@ def test_a_template_file_is_read(tmp_path: Path) -> None:
     assert Tokenizer.load(folder).render_chat([{"role": "user", "content": "hi"}]) == "hi!"
 
 
+def test_a_template_in_json_is_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ messages[0].content }}?"}')
+    assert Tokenizer.load(folder).render_chat([{"role": "user", "content": "hi"}]) == "hi?"
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    assert Tokenizer.load(folder).render_chat([{"role": "user", "content": "hi"}]) == "hi!"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "chat_template is None; it must be a string"), ("[", "not JSON")]
+)
+def test_a_broken_template_in_json(tmp_path: Path, content: str, message: str) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "chat_template.json").write_text(content)
+    with pytest.raises(UsageError) as caught:
+        Tokenizer.load(folder)
+    assert str(folder / "chat_template.json") in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_class_that_a_config_names_does_not_change_the_tokens(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, tokenizer_class="LlamaTokenizerFast")
     assert Tokenizer.load(folder).encode("hello 😀") == tokenizer().encode("hello 😀")

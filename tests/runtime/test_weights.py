@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from runtime.checkpoint_layout import find_source
 from runtime.errors import CheckpointError, UsageError
 from runtime.model_config import load_model_config
 from runtime.models.parameters import Params, abstract_params, checkpoint_names
@@ -109,6 +111,119 @@ def test_known_buffers_and_a_spare_tied_head_are_ignored(tmp_path: Path) -> None
     }
     write_weights(folder, tensors_of(folder) | extra)
     assert "lm_head" not in load(folder)
+
+
+MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [0]}
+
+
+def moe_folder(folder: Path, **options: Any) -> Path:
+    return write_checkpoint(folder, architecture="Qwen3MoeForCausalLM", changes=MOE, **options)
+
+
+def stacked(tensors: dict[str, np.ndarray], projection: str, layer: int = 1) -> np.ndarray:
+    return np.stack([tensors[f"model.layers.{layer}.mlp.experts.{i}.{projection}.weight"] for i in range(4)])
+
+
+def fuse(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint with its experts as transformers 5 computes with them."""
+    prefix = "model.layers.1.mlp.experts."
+    gate_up = np.concatenate([stacked(tensors, "gate_proj"), stacked(tensors, "up_proj")], axis=1)
+    others = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    return others | {prefix + "gate_up_proj": gate_up, prefix + "down_proj": stacked(tensors, "down_proj")}
+
+
+@pytest.mark.parametrize("num_shards", [1, 5])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_experts_are_stacked(tmp_path: Path, num_shards: int, fused: bool, dtype: str) -> None:
+    folder = moe_folder(tmp_path, num_shards=num_shards)
+    tensors = tensors_of(folder)
+    if fused:
+        write_weights(folder, fuse(tensors), num_shards=num_shards)
+    calls: list[tuple[int, int]] = []
+    params = load(folder, dtype, progress=lambda done, total: calls.append((done, total)))
+    for projection in ("gate_proj", "up_proj", "down_proj"):
+        got = params["layers"][1]["mlp"]["experts"][projection]["weight"]
+        np.testing.assert_array_equal(got, jnp.asarray(stacked(tensors, projection), dtype))
+    np.testing.assert_array_equal(
+        params["layers"][0]["mlp"]["up_proj"]["weight"],
+        jnp.asarray(tensors["model.layers.0.mlp.up_proj.weight"], dtype),
+    )
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    assert calls[-1] == (total, total)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_wrong_experts_are_listed(tmp_path: Path, fused: bool) -> None:
+    folder = moe_folder(tmp_path)
+    tensors = tensors_of(folder)
+    if fused:
+        tensors = fuse(tensors)
+        del tensors["model.layers.1.mlp.experts.down_proj"]
+        tensors["model.layers.1.mlp.experts.gate_up_proj"] = np.zeros((4, 24, 64), np.float32)
+    else:
+        del tensors["model.layers.1.mlp.experts.2.down_proj.weight"]
+        tensors["model.layers.1.mlp.experts.3.up_proj.weight"] = np.zeros((3, 3), np.float32)
+    tensors["model.layers.0.mlp.experts.0.up_proj.weight"] = np.zeros((24, 64), np.float32)
+    write_weights(folder, tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    text = str(caught.value)
+    if fused:
+        assert "missing: model.layers.1.mlp.experts.down_proj;" in text
+        assert "misshapen: model.layers.1.mlp.experts.gate_up_proj [4, 24, 64] instead of [4, 48, 64]" in text
+    else:
+        assert "missing: model.layers.1.mlp.experts.2.down_proj.weight;" in text
+        assert "misshapen: model.layers.1.mlp.experts.3.up_proj.weight [3, 3] instead of [24, 64]" in text
+    assert "unexpected: model.layers.0.mlp.experts.0.up_proj.weight;" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reading_a_parameter_holds_no_more_than_itself(tmp_path: Path, dtype: str) -> None:
+    changes = MOE | {"num_experts": 32, "moe_intermediate_size": 128}
+    folder = write_checkpoint(tmp_path, architecture="Qwen3MoeForCausalLM", changes=changes)
+    stored = open_checkpoint(folder)
+    source = find_source("model.layers.1.mlp.experts.up_proj.weight", (32, 128, 64), stored)
+    tracemalloc.start()
+    try:
+        read = source.read(stored, dtype)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.1 * read.nbytes
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["mlp.experts.up_proj", "mlp.experts.down_proj", "self_attn.q_proj"])
+def test_a_part_is_read_alone(tmp_path: Path, name: str, fused: bool) -> None:
+    folder = moe_folder(tmp_path)
+    if fused:
+        write_weights(folder, fuse(tensors_of(folder)))
+    stored, full = open_checkpoint(folder), load(folder)["layers"][1]
+    for key in name.split("."):
+        full = full[key]
+    whole = np.asarray(full["weight"])
+    source = find_source(f"model.layers.1.{name}.weight", whole.shape, stored)
+    part = (slice(1, 3), slice(None), slice(5, 20))[: whole.ndim]
+    np.testing.assert_array_equal(source.read(stored, "float32", part), whole[part])
+
+
+def test_parameters_do_not_change_with_a_file_whose_tensors_are_aligned(tmp_path: Path) -> None:
+    """jax would keep a host array that is aligned to 64 bytes, and here that would be the mapped file."""
+    folder = write_checkpoint(tmp_path)
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    size = 8 + int.from_bytes(content[:8], "little")
+    padding = -size % 64
+    head = (size - 8 + padding).to_bytes(8, "little") + content[8:size] + b" " * padding
+    file.write_bytes(head + content[size:])
+    params = by_name(load(folder))
+    with file.open("r+b") as stream:
+        stream.seek(len(head))
+        stream.write(bytes(len(content) - size))
+    for name, tensor in tensors_of(folder).items():
+        np.testing.assert_array_equal(params[name], tensor)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

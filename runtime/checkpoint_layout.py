@@ -1,0 +1,74 @@
+"""Where each parameter lies in a checkpoint: in a tensor of its own name, in one per expert, or in a fused one.
+
+Used once per start by `weights`. All experts of a layer are one parameter here. Checkpoints hold one tensor per expert
+and projection, as published and as transformers writes them unless told otherwise, or what transformers 5 computes
+with: `experts.gate_up_proj [E, 2F, D]`, gate first, and `experts.down_proj [E, D, F]`.
+"""
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+from numpy.typing import DTypeLike
+
+from runtime.safetensors_files import StoredTensor
+
+Shape = tuple[int, ...]
+Part = tuple[slice, ...]
+"""An index into a parameter, a slice per axis."""
+
+EXPERTS = ".mlp.experts."
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A stored tensor, the shape that it must have, and which of its rows (on axis 1) are meant; None for all."""
+
+    name: str
+    shape: Shape
+    rows: tuple[int, int] | None = None
+
+    def view(self, stored: Mapping[str, StoredTensor]) -> np.ndarray:
+        """These rows of the mapped file; nothing is read yet."""
+        tensor = stored[self.name].view()
+        return tensor if self.rows is None else tensor[:, self.rows[0] : self.rows[1]]
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What a parameter of `shape` is made of: one piece, or as many as its first axis is long."""
+
+    shape: Shape
+    pieces: tuple[Piece, ...]
+
+    def num_bytes(self, stored: Mapping[str, StoredTensor]) -> int:
+        """Bytes of the files that the parameter takes."""
+        return math.prod(self.shape) * stored[self.pieces[0].name].dtype.itemsize
+
+    def read(self, stored: Mapping[str, StoredTensor], dtype: DTypeLike, part: Part | None = None) -> np.ndarray:
+        """The parameter, or the part that `part` indexes, as `dtype` in memory of its own. Holds no more than that."""
+        part = (slice(None),) * len(self.shape) if part is None else part
+        if len(self.pieces[0].shape) == len(self.shape):
+            return np.array(self.pieces[0].view(stored)[part], dtype, order="C")
+        pieces, within = self.pieces[part[0]], part[1:]
+        sizes = [len(range(*index.indices(size))) for index, size in zip(within, self.shape[1:], strict=True)]
+        out = np.empty((len(pieces), *sizes), dtype)
+        for slot, piece in zip(out, pieces, strict=True):
+            slot[...] = piece.view(stored)[within]
+        return out
+
+
+def find_source(name: str, shape: Shape, stored: Mapping[str, StoredTensor]) -> Source:
+    """Where parameter `name` is to be found; its pieces need not be there."""
+    block, separator, tail = name.partition(EXPERTS)
+    if not separator:
+        return Source(shape, (Piece(name, shape),))
+    prefix, projection = block + separator, tail.removesuffix(".weight")
+    num_experts, num_rows, num_columns = shape
+    if prefix + "gate_up_proj" in stored or prefix + "down_proj" in stored:
+        if projection == "down_proj":
+            return Source(shape, (Piece(prefix + projection, shape),))
+        start = 0 if projection == "gate_proj" else num_rows
+        fused = (num_experts, 2 * num_rows, num_columns)
+        return Source(shape, (Piece(prefix + "gate_up_proj", fused, (start, start + num_rows)),))
+    one = (num_rows, num_columns)
+    return Source(shape, tuple(Piece(f"{prefix}{expert}.{tail}", one) for expert in range(num_experts)))
