@@ -9,7 +9,9 @@ from runtime.devices import resolve_platform
 from runtime.engine import EngineSpec
 from runtime.errors import UsageError
 from runtime.model_config import GenerationDefaults, ModelConfig, load_generation_defaults, load_model_config
+from runtime.models.sharding import check_tp
 from runtime.settings import DEMO_NAME, Platform, Settings
+from runtime.topology import Topology
 
 MAX_PREFILL_SEGMENTS = 16
 """Prompts that one prefill step may touch."""
@@ -42,11 +44,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_plan(settings: Settings) -> Plan:
     """Checks the settings against the machine and reads the folder's descriptions. Raises UsageError."""
-    settings.sizes_for(resolve_platform(settings.device, settings.parsed_topology()))
+    topology = settings.parsed_topology()
+    settings.sizes_for(resolve_platform(settings.device, topology, settings.tp_size))
     folder = MODEL_DIR if settings.model is None else Path(settings.model).expanduser()
     if not folder.is_dir():
         raise UsageError(f"--model {str(folder)!r}: no such folder; allowed: a local model folder, not a hub name")
     config = load_model_config(folder)
+    _check_widths(config, settings, topology)
     if settings.dtype != "auto":
         config = msgspec.structs.replace(config, dtype=settings.dtype)
     limit = config.max_position_embeddings
@@ -61,3 +65,12 @@ def make_plan(settings: Settings) -> Plan:
         generation=load_generation_defaults(folder),
         max_context_tokens=settings.context_length or limit,
     )
+
+
+def _check_widths(config: ModelConfig, settings: Settings, topology: Topology | None) -> None:
+    """Raises UsageError unless each slice's devices can share the model."""
+    if topology is None:
+        check_tp(config, settings.tp_size, f"--tp-size {settings.tp_size}")
+        return
+    for tp in dict.fromkeys(len(part.devices) for part in topology.slices):
+        check_tp(config, tp, f"--topology {settings.topology!r}")

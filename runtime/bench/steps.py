@@ -34,13 +34,20 @@ class Passthrough:
         context_lens: jax.Array,
         *,
         scale: float,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`q` as it is."""
         return q
 
     @staticmethod
     def decode(
-        q: jax.Array, kv_pages: jax.Array, page_table: jax.Array, context_lens: jax.Array, *, scale: float
+        q: jax.Array,
+        kv_pages: jax.Array,
+        page_table: jax.Array,
+        context_lens: jax.Array,
+        *,
+        scale: float,
+        sliding_window: int | None = None,
     ) -> jax.Array:
         """`q` as it is."""
         return q

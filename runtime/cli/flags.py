@@ -95,11 +95,12 @@ def _model(group: Any) -> None:
 def _placement(group: Any) -> None:
     group.add_argument(
         "--topology", metavar="SPEC", type=text("prefill=P[xTP],decode=D[xTP] or mixed=N[xTP]"),
-        help="slices: prefill=P,decode=D or mixed=N (default: prefill=1,decode=1, or mixed=1 on one device)",
+        help="slices: prefill=P,decode=D or mixed=N, each number with xTP for slices of TP devices"
+        " (default: prefill=1,decode=1, or mixed=1 where there are too few devices)",
     )  # fmt: skip
     group.add_argument(
         "--tp-size", default=1, metavar="N", type=integer(1, 1024, unit="devices"),
-        help="devices per slice; only 1 for now (default: 1)",
+        help="devices per slice of roles whose TP --topology does not give (default: 1)",
     )  # fmt: skip
     group.add_argument(
         "--device", default="auto", metavar="KIND", type=one_of("auto", "cpu", "tpu", "gpu"),

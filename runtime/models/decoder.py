@@ -11,6 +11,7 @@ rows.
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from runtime.model_config import ModelConfig
 from runtime.models.layers import gated_mlp, project, rms_norm
@@ -31,6 +32,7 @@ def forward(
     positions: jax.Array,
     kv_pages: Sequence[jax.Array],
     attend: Attend,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Runs all layers over T tokens.
 
@@ -41,6 +43,7 @@ def forward(
         positions: `int32[T]`, each token's position in its own sequence.
         kv_pages: L arrays, passed to `attend` layer by layer; donate them to the enclosing jit.
         attend: writes a layer's new keys and values and attends; see `Attend`.
+        mesh: the slice's devices when they are several and `params` is split over them, else None; static.
 
     Returns:
         The hidden states after the final norm, `[T, D]` of the parameters' type, and the L new pools.
