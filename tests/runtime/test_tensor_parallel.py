@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from runtime.engine import Step
 from runtime.errors import UsageError
 from runtime.jax_engine import MAX_PROGRAMS_IN_FLIGHT, JaxEngine
+from runtime.kv_cache import pool_shape
 from runtime.model_config import ModelConfig, load_model_config
 from runtime.models.sharding import check_tp
 from runtime.placement import Placement
@@ -195,8 +197,6 @@ def test_programs_in_flight_are_bounded_where_devices_wait_for_each_other(monkey
         each.set_rows([row_state(0, prompt_of(8), (1, 2, 3), output=(5,))])
     waited: list[object] = []
     monkeypatch.setattr("runtime.compat.block_until_ready", waited.append)
-    from tests.runtime.engines import Step
-
     for _ in range(MAX_PROGRAMS_IN_FLIGHT):
         engine.dispatch(Step(decode=(0,)))
     assert waited == []
@@ -209,8 +209,6 @@ def test_programs_in_flight_are_bounded_where_devices_wait_for_each_other(monkey
 
 
 def test_pages_cost_more_where_heads_are_repeated() -> None:
-    from runtime.kv_cache import pool_shape
-
     assert pool_shape(MODEL, 8, "cpu", 2).page_bytes == SPEC.page_bytes
     assert pool_shape(MODEL, 8, "cpu", 4).page_bytes == 2 * SPEC.page_bytes
 
