@@ -63,9 +63,7 @@ def load(plan: Plan, report: Report) -> Loaded:
     report.table([("compile cache", str(enable_compile_cache()))])
     slices = Slices(plan=plan, topology=topology, devices=tuple(devices), platform=platform)
     engines = slices.build(report)
-    mover = DevicePutMover(
-        {name: engine.placement.chunk for name, engine in engines.items()}, plan.config.num_kv_heads
-    )
+    mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()}, plan.config.num_kv_heads)
     return Loaded(plan=plan, topology=topology, tokenizer=tokenizer, engines=engines, mover=mover)
 
 

@@ -53,7 +53,8 @@ def choose_platform(kind: DeviceKind, topology: Topology | None, tp: int = 1) ->
     """The platform, with the environment set that jax reads when it is imported.
 
     Without a topology a CPU is split into 2 x `tp` devices, for a prefill and a decode slice, or as many as it can be
-    where that is less. What is already in `XLA_FLAGS` stays, a device count among it. Raises UsageError as `resolve_platform` does.
+    where that is less. What is already in `XLA_FLAGS` stays, a device count among it. Raises UsageError as
+    `resolve_platform` does.
     """
     platform = resolve_platform(kind, topology, tp)
     if platform == "cpu":

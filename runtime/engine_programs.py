@@ -26,7 +26,7 @@ INIT = Key("init")
 
 
 class EngineParts(NamedTuple):
-    """What the programs of one engine are made from. Gathered pages come in `fragments` arrays (`runtime.kv_reshard`)."""
+    """What the programs of one engine are made from; gathered pages come in `fragments` arrays."""
 
     spec: EngineSpec
     config: StepConfig

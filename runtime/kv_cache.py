@@ -81,8 +81,9 @@ def pages_that_fit(
 ) -> int:
     """Pages of a pool on `device`, which holds the weights already; the sentinel is counted.
 
-    `device` is one of the slice's `num_devices`, which hold equal parts of the pool and of everything else. Never more than what `num_rows` sequences of full context can fill, nor more than `max_pool_bytes`. A device that
-    does not tell its memory is taken for a CPU. Raises UsageError if not even one page fits.
+    `device` is one of the slice's `num_devices`, which hold equal parts of the pool and of everything else. Never more
+    than what `num_rows` sequences of full context can fill, nor more than `max_pool_bytes`. A device that does not tell
+    its memory is taken for a CPU. Raises UsageError if not even one page fits.
     """
     if not 0.0 < mem_fraction < 1.0:
         raise UsageError(f"--mem-fraction-static {mem_fraction}: must lie between 0 and 1")

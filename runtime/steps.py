@@ -117,9 +117,7 @@ def forward_step(
         _decode_batch(inputs, rows, config.page_size) if layout.num_decode else None,
     )
     attend = _attention(inputs, rows, batch, config, layout)
-    hidden, pool = decoder.forward(
-        params, config.model, batch.tokens, batch.positions, pool, attend, mesh=config.mesh
-    )
+    hidden, pool = decoder.forward(params, config.model, batch.tokens, batch.positions, pool, attend, mesh=config.mesh)
     hidden = _on_all_devices(hidden, config.mesh)
     last_hidden = None
     if layout.num_tokens:
@@ -243,9 +241,7 @@ def _attention(
     return attend_per_head(where, config.model.head_dim**-0.5, config.attention, config.mesh)
 
 
-def attend_per_head(
-    where: AttentionInputs, scale: float, attention: AttentionOps, mesh: Mesh | None
-) -> decoder.Attend:
+def attend_per_head(where: AttentionInputs, scale: float, attention: AttentionOps, mesh: Mesh | None) -> decoder.Attend:
     """Writes a layer's new KV, then attends to all of it: each device on its own kv heads and their query heads."""
 
     def attend(

@@ -133,7 +133,8 @@ def _put_parts(
     if not isinstance(target, Placement) or target.tp == 1:
         whole = read((slice(None),) * len(shape))
         where = target.replicated if isinstance(target, Placement) else target
-        return jax.device_put(whole, where, may_alias=False).block_until_ready()
+        alone: jax.Array = jax.device_put(whole, where, may_alias=False).block_until_ready()
+        return alone
     sharding = target.parameter(name, shape)
     devices_of: dict[tuple[tuple[int | None, int | None], ...], list[jax.Device]] = {}
     for device, part in sharding.addressable_devices_indices_map(shape).items():

@@ -92,9 +92,7 @@ def slice_shape(name: str, shape: Sequence[int], heads: KvHeads) -> tuple[int, .
     return tuple(size * heads.replicas if axis == "kv_heads" else size for axis, size in zip(axes, shape, strict=True))
 
 
-def stored_index(
-    name: str, index: Sequence[slice], shape: Sequence[int], heads: KvHeads
-) -> tuple[slice, ...]:
+def stored_index(name: str, index: Sequence[slice], shape: Sequence[int], heads: KvHeads) -> tuple[slice, ...]:
     """Where in the checkpoint's parameter the part `index` of the slice's lies; `shape` is the slice's.
 
     A part of a "kv_heads" axis of repeated heads lies within one head.

@@ -5,7 +5,9 @@ import pytest
 from runtime.kv_heads import KvHeads
 from runtime.kv_reshard import Shard, fragment_heads, plan_reshard
 
-WIDTHS = [(k, tp) for k in (1, 2, 3, 4, 6, 8, 12, 16) for tp in (1, 2, 3, 4, 6, 8, 12, 16) if k % tp == 0 or tp % k == 0]
+WIDTHS = [
+    (k, tp) for k in (1, 2, 3, 4, 6, 8, 12, 16) for tp in (1, 2, 3, 4, 6, 8, 12, 16) if k % tp == 0 or tp % k == 0
+]
 PAIRS = [(k, a, b) for k, a in WIDTHS for other, b in WIDTHS if k == other]
 
 
