@@ -117,7 +117,7 @@ NUM_STEPS, NUM_SLICES = 150, 4
 def test_slices_that_share_a_thread_pool_do_not_block_each_other() -> None:
     """Four slices of two devices each, all steps dispatched before one is fetched, with chunks moved in between.
 
-    Without a bound on programs in flight XLA would end the process.
+    Without a bound on programs in flight XLA ends the process here, after 40 s.
     """
     engines = [make_engine("mixed", 2 * index, tp=2, max_context_tokens=512) for index in range(NUM_SLICES)]
     prompt = prompt_of(30)
