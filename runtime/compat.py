@@ -10,7 +10,17 @@ _BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 block_until_ready: Any = jax.block_until_ready
+constrain: Any = jax.lax.with_sharding_constraint
 update_config: Any = jax.config.update
+
+
+def over_shards(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` on each device's shards of its arguments.
+
+    Without the check of what varies over the mesh: kernels do not say it of what they compute.
+    """
+    mapped: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return mapped  # type: ignore[no-any-return]
 
 
 def on_compilation(callback: Callable[[], None]) -> None:

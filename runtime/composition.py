@@ -50,21 +50,21 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 def load(plan: Plan, report: Report) -> Loaded:
     """Builds and warms one engine per slice. jax is imported here and not before. Raises UsageError."""
     wanted = plan.settings.parsed_topology()
-    platform = choose_platform(plan.settings.device, wanted)
+    platform = choose_platform(plan.settings.device, wanted, plan.settings.tp_size)
 
     from runtime.compile_cache import enable_compile_cache
     from runtime.kv_mover import DevicePutMover
     from runtime.slices import Slices
 
     devices = find_devices(platform)
-    topology = wanted or default_topology(len(devices))
+    topology = wanted or default_topology(len(devices), plan.settings.tp_size)
     check_fits(topology, len(devices), platform)
     tokenizer = _tokenizer(plan, report)
     report.line(f"Model {plan.name} ({plan.config.architecture}, {plan.config.dtype}) from {plan.folder}")
     report.table([("compile cache", str(enable_compile_cache()))])
     slices = Slices(plan=plan, topology=topology, devices=tuple(devices), platform=platform)
     engines = slices.build(report)
-    mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()})
+    mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()}, plan.config.num_kv_heads)
     return Loaded(plan=plan, topology=topology, tokenizer=tokenizer, engines=engines, mover=mover)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import UsageError
 from runtime.settings import DeviceKind, Platform
-from runtime.topology import Topology
+from runtime.topology import Topology, default_topology
 
 if TYPE_CHECKING:
     import jax
@@ -30,9 +30,10 @@ _NODES: dict[str, tuple[str, ...]] = {"tpu": ("accel*", "vfio/[0-9]*"), "gpu": (
 _ALIASES: dict[str, Platform] = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 
 
-def resolve_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
+def resolve_platform(kind: DeviceKind, topology: Topology | None, tp: int = 1) -> Platform:
     """The platform, checked as far as that is possible without jax; nothing is changed.
 
+    Without a topology, one slice of `tp` devices must fit at least.
     `JAX_PLATFORMS` from the operator wins over `auto` and must not contradict an explicit kind. Raises UsageError
     when the machine has no such accelerator or when a CPU has too few virtual devices for the topology.
     """
@@ -43,19 +44,21 @@ def resolve_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
         raise UsageError(
             f"--device {platform}{named_by}: this machine shows no {platform} or jax has no plugin for it; allowed: cpu"
         )
-    if platform == "cpu" and topology is not None:
-        _check_virtual(topology)
+    if platform == "cpu":
+        _check_virtual(topology or default_topology(tp, tp))
     return platform
 
 
-def choose_platform(kind: DeviceKind, topology: Topology | None) -> Platform:
+def choose_platform(kind: DeviceKind, topology: Topology | None, tp: int = 1) -> Platform:
     """The platform, with the environment set that jax reads when it is imported.
 
-    What is already in `XLA_FLAGS` stays, a device count among it. Raises UsageError as `resolve_platform` does.
+    Without a topology a CPU is split into 2 x `tp` devices, for a prefill and a decode slice, or as many as it can be
+    where that is less. What is already in `XLA_FLAGS` stays, a device count among it. Raises UsageError as
+    `resolve_platform` does.
     """
-    platform = resolve_platform(kind, topology)
+    platform = resolve_platform(kind, topology, tp)
     if platform == "cpu":
-        _split_cpu(topology.num_devices if topology is not None else 2)
+        _split_cpu(topology.num_devices if topology is not None else min(2 * tp, MAX_VIRTUAL_DEVICES))
     if not os.environ.get("JAX_PLATFORMS"):
         os.environ["JAX_PLATFORMS"] = _JAX_PLATFORMS[platform]
     return platform

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from kernels.kv_pack import gather_pages, scatter_pages
+from runtime import compat
 from runtime.buckets import Buckets
 from runtime.device_state import DeviceRows, RowWriter, empty_device_rows
 from runtime.engine import EngineSpec
 from runtime.kv_cache import PoolShape, empty_pool
-from runtime.placement import Placement, shape_of, shaped, struct
+from runtime.placement import CHUNK_SPEC, EVERYWHERE, POOL_SPEC, Placement, shape_of, shaped, struct
 from runtime.programs import Key, Programs
 from runtime.step_inputs import StepLayout
 from runtime.steps import Pool, StepConfig, forward_step, sample_step
@@ -25,7 +26,7 @@ INIT = Key("init")
 
 
 class EngineParts(NamedTuple):
-    """What the programs of one engine are made from."""
+    """What the programs of one engine are made from; gathered pages come in `fragments` arrays."""
 
     spec: EngineSpec
     config: StepConfig
@@ -33,6 +34,12 @@ class EngineParts(NamedTuple):
     params: Any
     placement: Placement
     buckets: Buckets
+    fragments: int
+
+    def chunk(self, num_pages: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """That many gathered pages."""
+        shape = self.pool.chunk(num_pages, self.fragments)
+        return (struct(shape, self.pool.dtype, self.placement.chunk),) * self.fragments
 
     @property
     def table_width(self) -> int:
@@ -98,11 +105,11 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
         wide = shaped(writer.wide_zeros(size), everywhere)
         write_args = (rows, ints(size, writer.packed_size), wide)
         add(Key("set_rows", size), writer.write, write_args, (0,), everywhere)
+    gather, insert = _gather(placement, parts.fragments), _insert(placement)
     for size in buckets.gather:
-        add(Key("gather", size), gather_pages, (pool, ints(size)), (), placement.chunk)
+        add(Key("gather", size), gather, (pool, ints(size)), (), placement.chunk)
     for size in buckets.insert:
-        chunk = struct(parts.pool.chunk(size), parts.pool.dtype, placement.chunk)
-        add(Key("insert", size), _insert, (pool, chunk, ints(2, size)), (0,), pooled)
+        add(Key("insert", size), insert, (pool, parts.chunk(size), ints(2, size)), (0,), pooled)
     return programs
 
 
@@ -124,5 +131,25 @@ def _sample(config: StepConfig) -> Callable[..., Any]:
     return functools.partial(sample_step, config=config)
 
 
-def _insert(pool: Pool, chunk: jax.Array, index: jax.Array) -> Pool:
-    return scatter_pages(pool, chunk, index[0], index[1])
+def _gather(placement: Placement, fragments: int) -> Callable[..., Any]:
+    """(pool, int32[n] pages) -> the pages of all layers in `fragments` arrays, each device's heads in equal parts."""
+
+    def gather(pool: Pool, pages: jax.Array) -> tuple[jax.Array, ...]:
+        gathered = gather_pages(pool, pages)
+        return (gathered,) if fragments == 1 else tuple(jnp.split(gathered, fragments, axis=2))
+
+    if placement.shared_mesh is None:
+        return gather
+    return compat.over_shards(gather, placement.mesh, (POOL_SPEC, EVERYWHERE), CHUNK_SPEC)
+
+
+def _insert(placement: Placement) -> Callable[..., Any]:
+    """(pool, what `_gather` gives, int32[2, n] pages of the chunk over pages of the pool) -> pool."""
+
+    def insert(pool: Pool, chunk: tuple[jax.Array, ...], index: jax.Array) -> Pool:
+        pages = chunk[0] if len(chunk) == 1 else jnp.concatenate(chunk, axis=2)
+        return scatter_pages(pool, pages, index[0], index[1])
+
+    if placement.shared_mesh is None:
+        return insert
+    return compat.over_shards(insert, placement.mesh, (POOL_SPEC, CHUNK_SPEC, EVERYWHERE), POOL_SPEC)

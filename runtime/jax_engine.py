@@ -3,8 +3,12 @@
 Every call packs what the host has to say into one vector and enqueues one compiled program (a prompt's end takes a
 second one). Programs pass pool and rows on donated, so there is one copy of each and their order on the device is the
 order of the calls. The host reads nothing back but sampled tokens and logprobs, in `fetch`.
+
+A slice of several devices runs each program on all of them. On a CPU, whose virtual devices share one thread pool,
+programs that wait for each other's devices are bounded: see `_Depth`.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -28,6 +32,7 @@ from runtime.engine import (
 )
 from runtime.engine_programs import INIT, EngineParts, build_programs, step_key
 from runtime.kv_cache import pool_shape
+from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 from runtime.placement import Placement
 from runtime.programs import Key, Programs, Progress
@@ -53,8 +58,39 @@ class _Payload(NamedTuple):
     last_hidden: jax.Array | None
 
 
+MAX_PROGRAMS_IN_FLIGHT = 2
+"""Programs with collectives that one CPU slice queues. Unbounded, queues of several slices take all threads of the pool
+for programs whose other devices have none left, and XLA ends the process after 40 s.
+"""
+
+
+class _Depth:
+    """Programs with collectives that are under way; `enter` before the next waits for the oldest of too many."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._results: deque[Any] = deque()
+
+    def enter(self) -> None:
+        """Blocks until there is room for one more. Raises what the device raised."""
+        if self._most is not None and len(self._results) >= self._most:
+            compat.block_until_ready(self._results.popleft())
+
+    def add(self, result: Any) -> None:
+        """`result` is an array that the program made and that nobody donates."""
+        if self._most is not None:
+            self._results.append(result)
+
+    def clear(self) -> None:
+        """Forgets all, after an error."""
+        self._results.clear()
+
+
 class JaxEngine:
     """`Engine` on one slice. `params` may be shared with other engines on the same devices; they are never donated.
+
+    `chunk_heads` is how many kv heads of a device travel together (`runtime.kv_reshard`): by default all of them, and
+    less where slices of unequal TP exchange chunks.
 
     The constructor makes the empty state; `warm_up` makes the programs. Without it each compiles at its first use.
     """
@@ -69,6 +105,7 @@ class JaxEngine:
         devices: Sequence[jax.Device],
         use_sort: bool = False,
         attention: AttentionOps = PAGED_ATTENTION,
+        chunk_heads: int | None = None,
     ) -> None:
         self._spec = spec
         self._params = params
@@ -76,14 +113,18 @@ class JaxEngine:
         self._buckets = plan_buckets(
             role, chunk_tokens=spec.chunk_tokens, num_rows=spec.num_rows, page_size=spec.page_size
         )
+        platform, shared = devices[0].platform, self._placement.shared_mesh
+        local_heads = KvHeads(model.num_kv_heads, self._placement.tp).local
         self._parts = EngineParts(
             spec=spec,
-            config=StepConfig(model, spec.page_size, use_sort, attention),
-            pool=pool_shape(model, spec.page_size, devices[0].platform),
+            config=StepConfig(model, spec.page_size, use_sort, attention, shared),
+            pool=pool_shape(model, spec.page_size, platform, self._placement.tp),
             params=params,
             placement=self._placement,
             buckets=self._buckets,
+            fragments=local_heads // (chunk_heads or local_heads),
         )
+        self._depth = _Depth(MAX_PROGRAMS_IN_FLIGHT if platform == "cpu" and shared is not None else None)
         self._writer = RowWriter(spec.num_rows, self._parts.table_width, spec.vocab_size)
         self._wide_zeros = {n: self._placement.put(self._writer.wide_zeros(n)) for n in self._buckets.set_rows}
         self._programs = build_programs(self._parts, self._writer)
@@ -149,7 +190,7 @@ class JaxEngine:
             self._write_rows(group, bucket, self._wide_zeros[bucket])
 
     def dispatch(self, step: Step) -> StepHandle:
-        """Enqueues one forward pass and its sampling; never waits for the device.
+        """Enqueues one forward pass and its sampling; never waits for the device, but where `_Depth` says so.
 
         Raises ValueError if the step is larger than the engine's sizes or not of its role.
         """
@@ -181,12 +222,12 @@ class JaxEngine:
 
     def insert(self, chunk: KvChunk, source: Sequence[int], pages: Sequence[int]) -> None:
         """Enqueues writing page `source[i]` of the chunk to pool page `pages[i]`; the chunk lives on this slice."""
-        array = cast(jax.Array, chunk)
-        bucket = array.shape[1]
+        arrays = cast(tuple[jax.Array, ...], chunk)
+        bucket = arrays[0].shape[1]
         program = self._programs[Key("insert", bucket)]
         for part in _groups(list(zip(source, pages, strict=True)), bucket):
             index = np.stack([_padded([pair[side] for pair in part], bucket) for side in (0, 1)])
-            self._pool = program(self._pool, array, self._placement.put(index))
+            self._pool = program(self._pool, arrays, self._placement.put(index))
         self._fence += 1
 
     def wait(self) -> int:
@@ -196,6 +237,7 @@ class JaxEngine:
 
     def reset(self) -> None:
         """Rebuilds pool and rows empty after a failed step. Weights and compiled programs stay."""
+        self._depth.clear()
         self._pool, self._last_chunk = [], None
         self._rows = None  # type: ignore[assignment]  # the old state is freed before the new one is made
         self._pool, self._rows = self._programs[INIT]()
@@ -224,9 +266,11 @@ class JaxEngine:
 
     def _forward(self, layout: StepLayout, packed: np.ndarray) -> tuple[jax.Array | None, Drawn | None]:
         program = self._programs[step_key(layout.num_tokens, layout.num_decode)]
+        self._depth.enter()
         self._pool, self._rows, last_hidden, drawn = program(
             self._params, self._pool, self._rows, self._placement.put(packed)
         )
+        self._depth.add(last_hidden if drawn is None else drawn.tokens)
         self._fence += 1
         return last_hidden, drawn
 
@@ -240,9 +284,11 @@ class JaxEngine:
         wanted = tuple(self._wanted[row] for row in rows)
         bucket = fit(self._buckets.sample, len(pairs))
         packed = pack_sample(pairs, bucket, self._spec.num_rows, _any_wanted(wanted))
+        self._depth.enter()
         self._rows, drawn = self._programs[Key("sample", bucket)](
             self._params, self._rows, last_hidden, self._placement.put(packed)
         )
+        self._depth.add(drawn.tokens)
         self._fence += 1
         return _Draw(drawn, rows, wanted)
 
@@ -267,8 +313,8 @@ class JaxEngine:
         for bucket in buckets.gather[:most]:
             self.gather([SENTINEL_PAGE] * bucket)
         for bucket in buckets.insert[:most]:
-            chunk = np.zeros(self._parts.pool.chunk(bucket), self._parts.pool.dtype)
-            self.insert(KvChunk(jax.device_put(chunk, self._placement.chunk)), [0] * bucket, [SENTINEL_PAGE] * bucket)
+            zeros = tuple(np.zeros(part.shape, part.dtype) for part in self._parts.chunk(bucket))
+            self.insert(KvChunk(jax.device_put(zeros, self._placement.chunk)), [0] * bucket, [SENTINEL_PAGE] * bucket)
 
 
 def _any_wanted(wanted: Sequence[int | None]) -> bool:

@@ -1,7 +1,8 @@
 """The paged KV pool: its shape, what a page costs, and how many pages a device can have. Pure functions.
 
 The pool is a list of L arrays `[num_pages, K, 2, page_size, H]`, K before V in the axis of two, in the storage type
-that `kernels.kv_pool` names for the model's dtype and the platform.
+that `kernels.kv_pool` names for the model's dtype and the platform. On a slice of several devices it is split over the
+heads, which are repeated where there are more devices than heads.
 Page 0 is the sentinel. Which page belongs to whom is decided elsewhere, on the host.
 """
 
@@ -11,6 +12,7 @@ import msgspec
 
 from kernels.kv_pool import storage_dtype
 from runtime.errors import UsageError
+from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 
 DEFAULT_MEM_FRACTION = 0.88
@@ -27,7 +29,7 @@ SMALLEST_POOL_PAGES = 2
 
 
 class PoolShape(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes of one slice's pool; `dtype` is the name of the storage type."""
+    """Sizes of one slice's pool, over all its devices; `dtype` is the name of the storage type."""
 
     num_layers: int
     num_kv_heads: int
@@ -45,16 +47,17 @@ class PoolShape(msgspec.Struct, frozen=True, kw_only=True):
         """Shape of one layer's array."""
         return (num_pages, self.num_kv_heads, 2, self.page_size, self.head_dim)
 
-    def chunk(self, num_pages: int) -> tuple[int, ...]:
-        """Shape of that many gathered pages of all layers."""
-        return (self.num_layers, *self.layer(num_pages))
+    def chunk(self, num_pages: int, fragments: int = 1) -> tuple[int, ...]:
+        """Shape of that many gathered pages of all layers, in one of `fragments` equal parts of each device's heads."""
+        pages, num_heads, *rest = self.layer(num_pages)
+        return (self.num_layers, pages, num_heads // fragments, *rest)
 
 
-def pool_shape(model: ModelConfig, page_size: int, platform: str) -> PoolShape:
-    """The pool of a model on a platform ("cpu", "tpu", "gpu")."""
+def pool_shape(model: ModelConfig, page_size: int, platform: str, tp: int = 1) -> PoolShape:
+    """The pool of a model on a slice of `tp` devices of a platform ("cpu", "tpu", "gpu")."""
     return PoolShape(
         num_layers=model.num_layers,
-        num_kv_heads=model.num_kv_heads,
+        num_kv_heads=KvHeads(model.num_kv_heads, tp).pool_heads,
         page_size=page_size,
         head_dim=model.head_dim,
         dtype=storage_dtype(model.dtype, platform).name,
@@ -74,11 +77,13 @@ def pages_that_fit(
     max_context_tokens: int,
     mem_fraction: float = DEFAULT_MEM_FRACTION,
     max_pool_bytes: int | None = None,
+    num_devices: int = 1,
 ) -> int:
     """Pages of a pool on `device`, which holds the weights already; the sentinel is counted.
 
-    Never more than what `num_rows` sequences of full context can fill, nor more than `max_pool_bytes`. A device that
-    does not tell its memory is taken for a CPU. Raises UsageError if not even one page fits.
+    `device` is one of the slice's `num_devices`, which hold equal parts of the pool and of everything else. Never more
+    than what `num_rows` sequences of full context can fill, nor more than `max_pool_bytes`. A device that does not tell
+    its memory is taken for a CPU. Raises UsageError if not even one page fits.
     """
     if not 0.0 < mem_fraction < 1.0:
         raise UsageError(f"--mem-fraction-static {mem_fraction}: must lie between 0 and 1")
@@ -87,11 +92,12 @@ def pages_that_fit(
         budget = CPU_POOL_BYTES if max_pool_bytes is None else max_pool_bytes
         return cpu_pages(shape, num_rows=num_rows, max_context_tokens=max_context_tokens, pool_bytes=budget)
     free = int(stats["bytes_limit"] * mem_fraction) - stats.get("bytes_in_use", 0)
-    pages = min(free, free if max_pool_bytes is None else max_pool_bytes) // shape.page_bytes
+    most = free * num_devices
+    pages = min(most, most if max_pool_bytes is None else max_pool_bytes) // shape.page_bytes
     if pages < SMALLEST_POOL_PAGES:
         raise UsageError(
             f"--mem-fraction-static {mem_fraction}: leaves {max(free, 0) >> 20} MiB for KV on {device}, "
-            f"where two pages of --page-size {shape.page_size} take {2 * shape.page_bytes >> 10} KiB"
+            f"where two pages of --page-size {shape.page_size} take {2 * shape.page_bytes // num_devices >> 10} KiB"
         )
     return int(min(num_rows * -(-max_context_tokens // shape.page_size) + 1, pages))
 

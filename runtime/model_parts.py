@@ -8,7 +8,6 @@ from typing import Literal
 
 import msgspec
 
-from runtime.errors import UsageError
 from runtime.model_folder import JsonObject
 
 WindowLayers = Literal["none", "all", "upper"]
@@ -50,11 +49,6 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     intermediate_size: int
     renormalize: bool
     layers: tuple[int, ...]
-
-    def check_shards(self, num_shards: int) -> None:
-        """Raises UsageError unless the experts can be dealt evenly to that many devices."""
-        if self.num_experts % num_shards:
-            raise UsageError(f"--tp-size {num_shards}: allowed: a divisor of the model's {self.num_experts} experts")
 
 
 def read_rope(config: JsonObject, default_theta: float) -> Rope:

@@ -1,7 +1,7 @@
 """Where a slice's arrays live: one mesh per slice, and the sharding of each kind of array in one place.
 
 A slice of one device uses the same shardings over a mesh of one. KV is split over its heads on the axis "tp";
-everything else that is not a weight is on every device of the slice.
+weights follow the table of `runtime.models.sharding`; everything else is on every device of the slice.
 """
 
 from collections.abc import Sequence
@@ -9,30 +9,53 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-AXIS = "tp"
+from runtime.models.sharding import TP_AXIS, partition
 
 _spec: Any = PartitionSpec
 _struct: Any = jax.ShapeDtypeStruct
+
+EVERYWHERE = _spec()
+HEADS_SPEC = _spec(None, TP_AXIS, None)
+"""Of queries, keys and values `[T, heads, H]`."""
+
+POOL_SPEC = _spec(None, TP_AXIS, None, None, None)
+CHUNK_SPEC = _spec(None, None, TP_AXIS, None, None, None)
 
 
 class Placement:
     """The shardings of one slice's devices."""
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
-        self.mesh = Mesh(np.array(list(devices)), (AXIS,))
-        self.replicated = NamedSharding(self.mesh, _spec())
-        self.pool = NamedSharding(self.mesh, _spec(None, AXIS, None, None, None))
+        self.mesh = Mesh(np.array(list(devices)), (TP_AXIS,), axis_types=(AxisType.Auto,))
+        self.replicated = NamedSharding(self.mesh, EVERYWHERE)
+        self.pool = NamedSharding(self.mesh, POOL_SPEC)
         """Of each layer's `[P, K, 2, page, H]`."""
-        self.chunk = NamedSharding(self.mesh, _spec(None, None, AXIS, None, None, None))
-        """Of gathered pages `[L, n, K, 2, page, H]`."""
+        self.chunk = NamedSharding(self.mesh, CHUNK_SPEC)
+        """Of each array of gathered pages, `[L, n, K, 2, page, H]`."""
+
+    @property
+    def tp(self) -> int:
+        """How many devices share the slice's work."""
+        return self.mesh.size
+
+    @property
+    def shared_mesh(self) -> Mesh | None:
+        """The mesh where there is something to share; None for one device, whose programs need none."""
+        return self.mesh if self.tp > 1 else None
 
     @property
     def devices(self) -> tuple[jax.Device, ...]:
         """The slice's devices in mesh order."""
         return tuple(self.mesh.devices.flat)
+
+    def parameter(self, name: str, shape: Sequence[int]) -> NamedSharding:
+        """Of the parameter of that name in the checkpoint, whose shape on this slice is `shape`."""
+        if self.tp == 1:
+            return self.replicated
+        return NamedSharding(self.mesh, _spec(*partition(name, shape, self.tp)))
 
     def put(self, values: Any) -> Any:
         """Host arrays (a pytree) onto every device of the slice; the host arrays must not change afterwards."""

@@ -10,7 +10,9 @@ from runtime.engine import EngineSpec
 from runtime.errors import UsageError
 from runtime.model_config import GenerationDefaults, ModelConfig, load_generation_defaults, load_model_config
 from runtime.model_source import find_model
+from runtime.models.sharding import check_tp
 from runtime.settings import Platform, Settings
+from runtime.topology import Topology
 
 MAX_PREFILL_SEGMENTS = 16
 """Prompts that one prefill step may touch."""
@@ -46,7 +48,7 @@ def make_plan(settings: Settings, say: Callable[[str], None] = lambda line: None
 
     A hub model that is not on this machine is downloaded; `say` is told.
     """
-    settings.sizes_for(resolve_platform(settings.device, settings.parsed_topology()))
+    settings.sizes_for(resolve_platform(settings.device, settings.parsed_topology(), settings.tp_size))
     name, folder = find_model(settings, say)
     return plan_for(settings, name, folder)
 
@@ -54,6 +56,7 @@ def make_plan(settings: Settings, say: Callable[[str], None] = lambda line: None
 def plan_for(settings: Settings, name: str, folder: Path) -> Plan:
     """The plan for a model in a folder; `name` is its own name. Raises UsageError."""
     config = load_model_config(folder)
+    _check_widths(config, settings, settings.parsed_topology())
     if settings.dtype != "auto":
         config = msgspec.structs.replace(config, dtype=settings.dtype)
     limit = config.max_position_embeddings
@@ -67,3 +70,12 @@ def plan_for(settings: Settings, name: str, folder: Path) -> Plan:
         generation=load_generation_defaults(folder),
         max_context_tokens=settings.context_length or limit,
     )
+
+
+def _check_widths(config: ModelConfig, settings: Settings, topology: Topology | None) -> None:
+    """Raises UsageError unless each slice's devices can share the model."""
+    if topology is None:
+        check_tp(config, settings.tp_size, f"--tp-size {settings.tp_size}")
+        return
+    for tp in dict.fromkeys(len(part.devices) for part in topology.slices):
+        check_tp(config, tp, f"--topology {settings.topology!r}")

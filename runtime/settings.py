@@ -87,8 +87,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.revision is not None and self.model is None:
             raise UsageError(f"--revision {self.revision!r} without --model: allowed: with a hub id ORG/NAME")
         self.parsed_topology()
-        if self.tp_size > 1:
-            raise UsageError(f"--tp-size {self.tp_size}: {_NO_TP}")
 
     def sizes_for(self, platform: Platform) -> BatchSizes:
         """Page, chunk and batch: what was asked for, completed with what suits the platform."""
@@ -106,15 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def parsed_topology(self) -> Topology | None:
         """The topology that was asked for, or None when none was."""
-        if self.topology is None:
-            return None
-        topology = parse_topology(self.topology, self.tp_size)
-        if any(len(part.devices) > 1 for part in topology.slices):
-            raise UsageError(f"--topology {str(topology)!r}: {_NO_TP}")
-        return topology
-
-
-_NO_TP = "tensor parallel slices are not available yet; allowed: 1 device per slice"
+        return None if self.topology is None else parse_topology(self.topology, self.tp_size)
 
 
 def check_chunk(chunk_tokens: int, page_size: int) -> None:

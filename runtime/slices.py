@@ -13,7 +13,8 @@ from runtime.devices import free_host_bytes
 from runtime.engine import EngineSpec
 from runtime.errors import UsageError
 from runtime.jax_engine import JaxEngine
-from runtime.kv_cache import DEFAULT_MEM_FRACTION, pages_that_fit, pool_shape
+from runtime.kv_cache import DEFAULT_MEM_FRACTION, PoolShape, pages_that_fit, pool_shape
+from runtime.kv_mover import chunk_heads_of
 from runtime.placement import Placement
 from runtime.plan import Plan
 from runtime.settings import Platform
@@ -38,32 +39,40 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
         return engines
 
     def _weights(self, report: Report) -> dict[str, Any]:
-        """Each slice's own copy of the weights; the files are read once."""
-        plan = self.plan
-        targets = {part.name: Placement(self._devices_of(part)).replicated for part in self.topology.slices}
-        first, *others = targets
-        with report.progress("loading weights", "bytes") as advance:
-            params = load_weights(plan.folder, plan.config, plan.config.dtype, targets[first], advance)
-        return {first: params} | {name: place(params, targets[name]) for name in others}
+        """Each slice's own copy of the weights; the files are read once for each TP that there is."""
+        params: dict[str, Any] = {}
+        for tp in self._widths:
+            first, *others = (part for part in self.topology.slices if len(part.devices) == tp)
+            with report.progress(self._loading(tp), "bytes") as advance:
+                loaded = load_weights(
+                    self.plan.folder, self.plan.config, self.plan.config.dtype, self._placement(first), advance
+                )
+            params |= {first.name: loaded} | {part.name: place(loaded, self._placement(part)) for part in others}
+        return params
 
     def _engines(self, params: Mapping[str, Any]) -> dict[str, JaxEngine]:
-        """The pools are alike on all slices."""
-        num_pages = min(self._num_pages(self._devices_of(part)[0]) for part in self.topology.slices)
-        page_bytes = self._pool_shape().page_bytes
-        spec = self.plan.spec(self.platform, num_pages=num_pages, page_bytes=page_bytes)
+        """The pools of slices of equal TP are alike."""
+        chunk_heads = chunk_heads_of(self.plan.config.num_kv_heads, frozenset(self._widths))
+        specs = {tp: self._spec(tp) for tp in self._widths}
         return {
             part.name: JaxEngine(
                 self.plan.config,
                 params[part.name],
-                spec,
+                specs[len(part.devices)],
                 role=part.role,
                 devices=self._devices_of(part),
                 use_sort=self.plan.settings.use_sort_for_toppk_minp,
+                chunk_heads=chunk_heads,
             )
             for part in self.topology.slices
         }
 
-    def _num_pages(self, device: jax.Device) -> int:
+    def _spec(self, tp: int) -> EngineSpec:
+        alike = [part for part in self.topology.slices if len(part.devices) == tp]
+        num_pages = min(self._num_pages(self._devices_of(part)) for part in alike)
+        return self.plan.spec(self.platform, num_pages=num_pages, page_bytes=self._pool_shape(tp).page_bytes)
+
+    def _num_pages(self, devices: list[jax.Device]) -> int:
         settings = self.plan.settings
         if settings.num_pages is not None:
             return settings.num_pages
@@ -71,17 +80,29 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
         if self.platform == "cpu" and fraction is not None:
             max_bytes = int(fraction * free_host_bytes()) // len(self.topology.slices)
         return pages_that_fit(
-            self._pool_shape(),
-            device,
+            self._pool_shape(len(devices)),
+            devices[0],
             num_rows=settings.sizes_for(self.platform).max_running_requests,
             max_context_tokens=self.plan.max_context_tokens,
             mem_fraction=fraction or DEFAULT_MEM_FRACTION,
             max_pool_bytes=max_bytes,
+            num_devices=len(devices),
         )
 
-    def _pool_shape(self) -> Any:
+    def _pool_shape(self, tp: int) -> PoolShape:
         page_size = self.plan.settings.sizes_for(self.platform).page_size
-        return pool_shape(self.plan.config, page_size, self.platform)
+        return pool_shape(self.plan.config, page_size, self.platform, tp)
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """The TPs that there are, each once."""
+        return tuple(dict.fromkeys(len(part.devices) for part in self.topology.slices))
+
+    def _loading(self, tp: int) -> str:
+        return "loading weights" if len(self._widths) == 1 else f"loading weights, TP {tp}"
+
+    def _placement(self, part: Slice) -> Placement:
+        return Placement(self._devices_of(part))
 
     def _devices_of(self, part: Slice) -> list[jax.Device]:
         return [self.devices[index] for index in part.devices]

@@ -7,21 +7,26 @@ the output matrix.
 
 Nothing here reads the host. The token that a row samples goes into `DeviceRows.last_tokens`, where the next step
 finds it, so that steps may be dispatched before anybody saw what came out of the previous one.
+
+On a slice of several devices activations are on all of them. Attention runs on each device's own heads; matrices are
+split (`runtime.models.sharding`), and XLA sums the partial products; logits are collected before they are sampled.
 """
 
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from kernels.chunked_prefill import chunked_prefill
 from kernels.kv_write import write_kv
 from kernels.paged_decode import paged_decode
-from runtime import sampler
+from runtime import compat, sampler
 from runtime.device_state import DeviceRows
 from runtime.engine import SENTINEL_PAGE
 from runtime.model_config import ModelConfig
 from runtime.models import decoder
+from runtime.placement import EVERYWHERE, HEADS_SPEC, POOL_SPEC
 from runtime.sampling_params import MAX_LOGPROBS
 from runtime.step_inputs import StepLayout
 
@@ -85,6 +90,7 @@ class StepConfig(NamedTuple):
     page_size: int
     use_sort: bool
     attention: AttentionOps
+    mesh: Mesh | None = None  # of the slice's devices, None for one device
 
 
 class Batch(NamedTuple):
@@ -111,7 +117,8 @@ def forward_step(
         _decode_batch(inputs, rows, config.page_size) if layout.num_decode else None,
     )
     attend = _attention(inputs, rows, batch, config, layout)
-    hidden, pool = decoder.forward(params, config.model, batch.tokens, batch.positions, pool, attend)
+    hidden, pool = decoder.forward(params, config.model, batch.tokens, batch.positions, pool, attend, mesh=config.mesh)
+    hidden = _on_all_devices(hidden, config.mesh)
     last_hidden = None
     if layout.num_tokens:
         last_hidden = hidden[jnp.maximum(inputs["cu_q_lens"][1:] - 1, 0)]
@@ -151,7 +158,7 @@ def _draw(
     config: StepConfig,
 ) -> tuple[DeviceRows, Drawn]:
     """Samples row `targets[i]` from `hidden[i]` and advances it."""
-    logits = decoder.logits(params, config.model, hidden)
+    logits = _on_all_devices(decoder.logits(params, config.model, hidden), config.mesh)
     tokens = sampler.sample(logits, rows.sampler, targets, use_sort=config.use_sort)
     drawn = Drawn(tokens, *_logprobs(logits, tokens, want_logprobs))
     last_tokens = rows.last_tokens.at[targets].set(tokens, mode="promise_in_bounds")
@@ -200,29 +207,92 @@ def _concat(prefill: Batch | None, decode: Batch | None) -> Batch:
     return Batch(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
 
 
+def _on_all_devices(values: jax.Array, mesh: Mesh | None) -> jax.Array:
+    everywhere: jax.Array = values if mesh is None else compat.constrain(values, NamedSharding(mesh, EVERYWHERE))
+    return everywhere
+
+
+class AttentionInputs(NamedTuple):
+    """Where a step's tokens and sequences are; the same for all layers and heads. None where a phase is absent."""
+
+    slots: jax.Array  # int32[T + B]
+    tables: jax.Array | None  # int32[R, W], of the prefill segments
+    cu_q_lens: jax.Array | None  # int32[R + 1]
+    prefill_lens: jax.Array | None  # int32[R]
+    decode_tables: jax.Array | None  # int32[B, W]
+    decode_lens: jax.Array | None  # int32[B]
+
+
 def _attention(
     inputs: dict[str, jax.Array], rows: DeviceRows, batch: Batch, config: StepConfig, layout: StepLayout
 ) -> decoder.Attend:
-    """The `attend` of `decoder.forward`: writes a layer's new KV, then attends to all of it."""
-    num_tokens, scale = layout.num_tokens, config.model.head_dim**-0.5
-    prefill_lens = inputs["starts"] + jnp.diff(inputs["cu_q_lens"]) if num_tokens else None
-    decode_tables = rows.tables[inputs["rows"]] if layout.num_decode else None
+    """The `attend` of `decoder.forward`."""
+    num_tokens, decodes = layout.num_tokens, layout.num_decode > 0
     most = layout.table_width * config.page_size
+    lens = jnp.minimum(batch.positions[num_tokens:] + 1, most)
+    where = AttentionInputs(
+        slots=batch.slots,
+        tables=inputs["tables"] if num_tokens else None,
+        cu_q_lens=inputs["cu_q_lens"] if num_tokens else None,
+        prefill_lens=inputs["starts"] + jnp.diff(inputs["cu_q_lens"]) if num_tokens else None,
+        decode_tables=rows.tables[inputs["rows"]] if decodes else None,
+        decode_lens=jnp.where(inputs["rows"] == layout.sentinel_row, 0, lens) if decodes else None,
+    )
+    return attend_per_head(where, config.model.head_dim**-0.5, config.attention, config.mesh)
+
+
+def attend_per_head(where: AttentionInputs, scale: float, attention: AttentionOps, mesh: Mesh | None) -> decoder.Attend:
+    """Writes a layer's new KV, then attends to all of it: each device on its own kv heads and their query heads."""
 
     def attend(
-        kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
+        kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        kv = write_kv(kv, k, v, batch.slots)
-        how: dict[str, Any] = {"scale": scale, "sliding_window": window}
-        outputs = []
-        if prefill_lens is not None:
-            outputs.append(
-                config.attention.prefill(q[:num_tokens], kv, inputs["tables"], inputs["cu_q_lens"], prefill_lens, **how)
-            )
-        if decode_tables is not None:
-            lens = jnp.minimum(batch.positions[num_tokens:] + 1, most)
-            context_lens = jnp.where(inputs["rows"] == layout.sentinel_row, 0, lens)
-            outputs.append(config.attention.decode(q[num_tokens:], kv, decode_tables, context_lens, **how))
-        return kv, jnp.concatenate(outputs) if len(outputs) > 1 else outputs[0]
+        def on_heads(
+            kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, where: AttentionInputs
+        ) -> tuple[jax.Array, jax.Array]:
+            return _attend(kv, q, k, v, where, scale, attention, window)
+
+        if mesh is None:
+            return on_heads(kv, q, k, v, where)
+        specs = (POOL_SPEC, HEADS_SPEC, HEADS_SPEC, HEADS_SPEC, EVERYWHERE)
+        attended: tuple[jax.Array, jax.Array] = compat.over_shards(on_heads, mesh, specs, (POOL_SPEC, HEADS_SPEC))(
+            kv, q, k, v, where
+        )
+        return attended
 
     return attend
+
+
+def _attend(
+    kv: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    where: AttentionInputs,
+    scale: float,
+    attention: AttentionOps,
+    window: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    kv = write_kv(kv, k, v, where.slots)
+    num_decode = 0 if where.decode_lens is None else where.decode_lens.shape[0]
+    num_tokens = q.shape[0] - num_decode
+    outputs = []
+    if where.tables is not None and where.cu_q_lens is not None and where.prefill_lens is not None:
+        outputs.append(
+            attention.prefill(
+                q[:num_tokens],
+                kv,
+                where.tables,
+                where.cu_q_lens,
+                where.prefill_lens,
+                scale=scale,
+                sliding_window=window,
+            )
+        )
+    if where.decode_tables is not None and where.decode_lens is not None:
+        outputs.append(
+            attention.decode(
+                q[num_tokens:], kv, where.decode_tables, where.decode_lens, scale=scale, sliding_window=window
+            )
+        )
+    return kv, jnp.concatenate(outputs) if len(outputs) > 1 else outputs[0]

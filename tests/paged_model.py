@@ -5,31 +5,43 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from kernels.chunked_prefill import chunked_prefill
 from kernels.kv_pool import storage_dtype
-from kernels.kv_write import write_kv
-from kernels.paged_decode import paged_decode
+from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 from runtime.models import decoder
 from runtime.models.parameters import Params
+from runtime.placement import Placement
+from runtime.steps import PAGED_ATTENTION, AttentionInputs, attend_per_head
 
 
 class PagedModel:
-    """One model and a pool in which each of R sequences has shuffled pages of its own."""
+    """One model and a pool in which each of R sequences has shuffled pages of its own, on one device or on a slice."""
 
     def __init__(
-        self, params: Params, config: ModelConfig, *, num_sequences: int, max_tokens: int, page_size: int = 16
+        self,
+        params: Params,
+        config: ModelConfig,
+        *,
+        num_sequences: int,
+        max_tokens: int,
+        page_size: int = 16,
+        placement: Placement | None = None,
     ) -> None:
         width = -(-max_tokens // page_size)
         pages = np.random.default_rng(3).permutation(num_sequences * width) + 1
         dtype = jax.tree.leaves(params)[0].dtype
-        shape = (len(pages) + 1, config.num_kv_heads, 2, page_size, config.head_dim)
+        num_heads = KvHeads(config.num_kv_heads, 1 if placement is None else placement.tp).pool_heads
+        shape = (len(pages) + 1, num_heads, 2, page_size, config.head_dim)
         storage = storage_dtype(dtype, jax.default_backend())
         self._params = params
         self._config = config
         self._table = pages.reshape(num_sequences, width).astype(np.int32)
+        self._mesh = None if placement is None else placement.shared_mesh
         self._pool = [jnp.zeros(shape, storage) for _ in range(config.num_layers)]
+        if placement is not None:
+            self._pool = jax.device_put(self._pool, placement.pool)
         self._page_size = page_size
 
     def logits(self, sequences: list[np.ndarray], *, chunk: int, num_prefill: int | None = None) -> list[np.ndarray]:
@@ -79,12 +91,12 @@ class PagedModel:
 
     def _run(self, phase: str, flat: np.ndarray, cu_q_lens: np.ndarray, context_lens: np.ndarray) -> np.ndarray:
         scores, self._pool = _step(
-            self._params, self._pool, flat, self._table, cu_q_lens, context_lens, self._config, phase
+            self._params, self._pool, flat, self._table, cu_q_lens, context_lens, self._config, phase, self._mesh
         )
         return np.asarray(scores)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=1)
+@functools.partial(jax.jit, static_argnames=("config", "phase", "mesh"), donate_argnums=1)
 def _step(
     params: Params,
     pool: list[jax.Array],
@@ -94,17 +106,13 @@ def _step(
     context_lens: jax.Array,
     config: ModelConfig,
     phase: str,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     tokens, positions, slots = flat
-    scale = config.head_dim**-0.5
-
-    def attend(
-        kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
-    ) -> tuple[jax.Array, jax.Array]:
-        kv = write_kv(kv, k, v, slots)
-        if phase == "prefill":
-            return kv, chunked_prefill(q, kv, table, cu_q_lens, context_lens, scale=scale, sliding_window=window)
-        return kv, paged_decode(q, kv, table, context_lens, scale=scale, sliding_window=window)
-
-    hidden, pool = decoder.forward(params, config, tokens, positions, pool, attend)
+    if phase == "prefill":
+        where = AttentionInputs(slots, table, cu_q_lens, context_lens, None, None)
+    else:
+        where = AttentionInputs(slots, None, None, None, table, context_lens)
+    attend = attend_per_head(where, config.head_dim**-0.5, PAGED_ATTENTION, mesh)
+    hidden, pool = decoder.forward(params, config, tokens, positions, pool, attend, mesh=mesh)
     return decoder.logits(params, config, hidden), pool

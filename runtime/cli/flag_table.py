@@ -52,13 +52,13 @@ PLACEMENT = (
     Flag(
         names=("--topology",), field="topology", group="devices and slices", metavar="SPEC",
         value=text("prefill=P[xTP],decode=D[xTP] or mixed=N[xTP]"),
-        default="prefill=1,decode=1, or mixed=1 on one device",
+        default="prefill=1,decode=1, or mixed=1 where there are too few devices",
         effect="slices: prefill=P,decode=D or mixed=N; xTP after a count gives that role's devices per slice",
     ),
     Flag(
         names=("--tp-size",), field="tp_size", group="devices and slices", metavar="N",
         value=integer(1, 1024, unit="devices"),
-        effect="devices per slice of every role that does not say its own; only 1 for now",
+        effect="devices per slice of every role that does not say its own",
     ),
     Flag(
         names=("--device",), field="device", group="devices and slices", metavar="KIND",

@@ -5,6 +5,7 @@ they first differ where float32 logits say that the choice was closer than a sta
 """
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -16,10 +17,10 @@ from actors.client import GenerateRequest
 from actors.messages import Completed, Delta
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
-from runtime.engine import EngineSpec
+from runtime.engine import EngineSpec, KvMover
 from runtime.jax_engine import JaxEngine
 from runtime.kv_cache import pool_shape
-from runtime.kv_mover import DevicePutMover
+from runtime.kv_mover import DevicePutMover, chunk_heads_of
 from runtime.model_config import load_model_config
 from runtime.placement import Placement
 from runtime.sampler_noise import gumbel, row_keys
@@ -56,16 +57,18 @@ FIRST_DEVICE = {"prefill": 0, "decode": 4, "mixed": 7}
 
 
 class EngineShelf:
-    """Engines of one checkpoint by slice name, made once and used in every topology; they are left empty by each."""
+    """Engines of one checkpoint, made once and used in every topology that they suit; they are left empty by each."""
 
-    def __init__(self, folder: Path, dtype: str, *, chunk_tokens: int = 128, num_pages: int = 1025) -> None:
+    def __init__(
+        self, folder: Path, dtype: str, *, chunk_tokens: int = 128, num_pages: int = 1025, num_rows: int = 16
+    ) -> None:
         self.config = msgspec.structs.replace(load_model_config(folder), dtype=dtype)
         self._folder = folder
-        self._made: dict[str, JaxEngine] = {}
+        self._made: dict[tuple[str, int, int], JaxEngine] = {}
         self._spec = EngineSpec(
             page_size=PAGE_SIZE,
             num_pages=num_pages,
-            num_rows=16,
+            num_rows=num_rows,
             max_context_tokens=self.config.max_position_embeddings,
             vocab_size=self.config.vocab_size,
             chunk_tokens=chunk_tokens,
@@ -74,28 +77,52 @@ class EngineShelf:
         )
 
     def engines(self, topology: str) -> dict[str, JaxEngine]:
-        """One engine per slice on a virtual CPU device, not warmed up."""
-        return {part.name: self._engine(part) for part in parse_topology(topology).slices}
+        """One engine per slice on virtual CPU devices, not warmed up."""
+        slices = parse_topology(topology).slices
+        chunk_heads = chunk_heads_of(self.config.num_kv_heads, frozenset(len(part.devices) for part in slices))
+        return {part.name: self._engine(part, chunk_heads) for part in slices}
 
-    def _engine(self, part: Slice) -> JaxEngine:
-        if part.name not in self._made:
-            devices = [jax.devices()[FIRST_DEVICE[part.role] + int(part.name.split(".")[1])]]
-            params = load_weights(self._folder, self.config, self.config.dtype, Placement(devices).replicated)
-            self._made[part.name] = JaxEngine(self.config, params, self._spec, role=part.role, devices=devices)
-        return self._made[part.name]
+    def _engine(self, part: Slice, chunk_heads: int) -> JaxEngine:
+        tp = len(part.devices)
+        key = part.name, tp, chunk_heads
+        if key not in self._made:
+            first = FIRST_DEVICE[part.role] + int(part.name.split(".")[1]) * tp
+            devices = jax.devices()[first : first + tp]
+            params = load_weights(self._folder, self.config, self.config.dtype, Placement(devices))
+            self._made[key] = JaxEngine(
+                self.config, params, self._spec, role=part.role, devices=devices, chunk_heads=chunk_heads
+            )
+        return self._made[key]
+
+
+def mover_of(engines: Mapping[str, JaxEngine], num_kv_heads: int) -> DevicePutMover:
+    """The mover between engines of any TPs."""
+    return DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()}, num_kv_heads)
 
 
 def answers(
-    engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest], *, prefix_cache: bool = False
+    engines: dict[str, JaxEngine],
+    topology: str,
+    requests: list[GenerateRequest],
+    mover: KvMover | None = None,
+    *,
+    prefix_cache: bool = False,
 ) -> dict[str, Answer]:
-    """All requests at once through the actors. With a prefix cache they are asked twice: the second answers count."""
-    return asyncio.run(_answers(engines, topology, requests, prefix_cache))
+    """All requests at once through the actors; between slices of unequal TP a mover is needed.
+
+    With a prefix cache they are asked twice: the second answers count.
+    """
+    mover = mover or DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()})
+    return asyncio.run(_answers(engines, topology, requests, mover, prefix_cache))
 
 
 async def _answers(
-    engines: dict[str, JaxEngine], topology: str, requests: list[GenerateRequest], prefix_cache: bool
+    engines: dict[str, JaxEngine],
+    topology: str,
+    requests: list[GenerateRequest],
+    mover: KvMover,
+    prefix_cache: bool,
 ) -> dict[str, Answer]:
-    mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()})
     options = SystemOptions(max_queued=len(requests), decode_reserve_tokens=16, prefix_cache=prefix_cache)
     results: dict[str, Answer] = {}
     async with running_system(engines, parse_topology(topology), mover, NoText, options) as system:

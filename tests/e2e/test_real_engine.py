@@ -10,7 +10,6 @@ import anyio
 import jax
 import numpy as np
 import pytest
-from jax._src.array import ArrayImpl
 
 from actors.client import GenerateRequest
 from actors.messages import Completed, Delta
@@ -25,6 +24,7 @@ from runtime.kv_mover import DevicePutMover
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
 from tests.actors.test_system import cut_while_queued
+from tests.e2e.host_reads import HostReads
 from tests.e2e.parity import EngineShelf, NoText
 
 TOPOLOGY = "prefill=2,decode=2"
@@ -123,21 +123,6 @@ def test_nothing_compiles_after_warm_up(engines: dict[str, JaxEngine]) -> None:
     assert all(engine.compiles_since_warm_up() > 0 for engine in engines.values()), "the counter counts"
 
 
-class _HostReads:
-    """Counts reads of KV into host memory, on any thread: of arrays with the pool's or a chunk's number of axes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        original = ArrayImpl._value
-
-        def value(array: ArrayImpl) -> np.ndarray:
-            if array.ndim >= 5:
-                self.count += 1
-            return original.fget(array)
-
-        monkeypatch.setattr(ArrayImpl, "_value", property(value))
-
-
 class _MovesThroughTheHost:
     """A planted violation: a mover that copies by way of host memory."""
 
@@ -166,7 +151,7 @@ class _GathersThroughTheHost:
 
 def test_a_transfer_makes_no_host_round_trip(engines: dict[str, JaxEngine], monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [_request(f"h{i}", 10 + 37 * i, temperature=0.0) for i in range(6)]
-    reads = _HostReads(monkeypatch)
+    reads = HostReads(monkeypatch)
     clean = asyncio.run(_ask_all(engines, requests))
     assert reads.count == 0
     moved = asyncio.run(_ask_all(engines, requests, _MovesThroughTheHost(engines)))

@@ -12,7 +12,8 @@ from runtime.jax_engine import JaxEngine
 from runtime.kv_cache import pool_shape
 from runtime.model_config import ModelConfig
 from runtime.models import decoder
-from runtime.models.parameters import Params, abstract_params
+from runtime.models.parameters import Params, abstract_params, checkpoint_names
+from runtime.placement import Placement
 from runtime.sampling_params import SamplingParams
 from runtime.topology import Role
 
@@ -60,11 +61,34 @@ def random_params(model: ModelConfig = MODEL, seed: int = 0) -> Params:
     return params
 
 
-def make_engine(role: Role = "mixed", device: int = 0, *, model: ModelConfig = MODEL, **sizes: int) -> JaxEngine:
-    """An engine on one virtual device. Programs compile when they are used unless the test warms it up."""
-    target = jax.devices()[device]
+def make_engine(
+    role: Role = "mixed",
+    device: int = 0,
+    *,
+    model: ModelConfig = MODEL,
+    tp: int = 1,
+    chunk_heads: int | None = None,
+    **sizes: int,
+) -> JaxEngine:
+    """An engine on `tp` virtual devices from `device` on. Programs compile when used unless the test warms it up."""
+    devices = jax.devices()[device : device + tp]
     spec = msgspec.structs.replace(SPEC, **sizes)
-    return JaxEngine(model, jax.device_put(random_params(model), target), spec, role=role, devices=[target])
+    params = split_params(random_params(model), model, Placement(devices))
+    return JaxEngine(model, params, spec, role=role, devices=devices, chunk_heads=chunk_heads)
+
+
+def split_params(params: Params, model: ModelConfig, placement: Placement) -> Params:
+    """Whole host parameters on a slice, kv heads repeated with numpy where it has more devices than heads."""
+    copies = max(placement.tp // model.num_kv_heads, 1)
+
+    def split(name: str, value: np.ndarray) -> jax.Array:
+        if ".k_proj." in name or ".v_proj." in name:
+            heads = value.reshape(model.num_kv_heads, model.head_dim, *value.shape[1:])
+            value = np.repeat(heads, copies, axis=0).reshape(-1, *value.shape[1:])
+        return jax.device_put(value, placement.parameter(name, value.shape))
+
+    placed: Params = jax.tree.map(split, checkpoint_names(params), params)
+    return placed
 
 
 def dense_logprobs(tokens: Sequence[int], model: ModelConfig = MODEL) -> np.ndarray:

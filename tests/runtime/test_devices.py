@@ -37,6 +37,21 @@ def test_without_a_topology_there_are_two_for_the_default_one() -> None:
     assert os.environ["XLA_FLAGS"] == f"{COUNT}=2"
 
 
+@pytest.mark.parametrize(("tp", "count"), [(2, 4), (4, 8), (32, 64), (40, 64)])
+def test_a_cpu_is_split_for_two_slices_of_the_default_tp_if_it_can_be(tp: int, count: int) -> None:
+    assert choose_platform("cpu", None, tp) == "cpu"
+    assert os.environ["XLA_FLAGS"] == f"{COUNT}={count}"
+
+
+def test_a_default_tp_beyond_the_devices_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"'mixed=1x65': needs 65 devices; allowed: at most 64 virtual ones"):
+        resolve_platform("cpu", None, 65)
+    monkeypatch.setenv("XLA_FLAGS", f"{COUNT}=3")
+    assert resolve_platform("cpu", None, 3) == "cpu"
+    with pytest.raises(UsageError, match=r"'mixed=1x4': needs 4 devices, allowed: at most the 3 cpu devices"):
+        resolve_platform("cpu", None, 4)
+
+
 def test_flags_that_are_there_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     choose_platform("cpu", parse_topology("mixed=3"))

@@ -261,13 +261,6 @@ def test_experts_as_both_majors_write_them(
     assert [index for index in range(3) if config.is_sparse(index)] == list(layers)
 
 
-def test_experts_are_dealt_evenly_to_a_slice() -> None:
-    experts = Experts(num_experts=8, num_experts_per_token=2, intermediate_size=32, renormalize=True, layers=(0,))
-    experts.check_shards(4)
-    with pytest.raises(UsageError, match=r"^--tp-size 3: allowed: a divisor of the model's 8 experts$"):
-        experts.check_shards(3)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{'a': 1}", "is not JSON"), ("[1]", "holds a JSON list"), ("", "is not JSON"), (b"\xff\xfe", "not JSON")],

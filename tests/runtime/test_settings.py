@@ -102,10 +102,16 @@ def test_a_page_that_does_not_divide_the_chunk_is_refused_with_both_values() -> 
         parsed("--chunked-prefill-size 100").sizes_for("cpu")
 
 
-@pytest.mark.parametrize("line", ["--tp-size 2", "--topology mixed=1x2", "--topology prefill=1x2,decode=1"])
-def test_tensor_parallel_slices_are_refused_for_now(line: str) -> None:
-    with pytest.raises(UsageError, match="tensor parallel slices are not available yet"):
-        parsed(line)
+@pytest.mark.parametrize(
+    ("line", "topology"),
+    [
+        ("--tp-size 2", "None"),
+        ("--topology mixed=1x4", "mixed=1x4"),
+        ("--topology prefill=2,decode=1x4 --tp-size 2", "prefill=2x2,decode=1x4"),
+    ],
+)
+def test_tp_size_is_the_width_of_roles_that_name_none(line: str, topology: str) -> None:
+    assert str(parsed(line).parsed_topology()) == topology
 
 
 @pytest.mark.parametrize(

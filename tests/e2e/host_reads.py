@@ -1,0 +1,20 @@
+"""A count of reads of KV into host memory, for tests that want none."""
+
+import numpy as np
+import pytest
+from jax._src.array import ArrayImpl
+
+
+class HostReads:
+    """Counts reads of KV into host memory, on any thread: of arrays with the pool's or a chunk's number of axes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = ArrayImpl._value
+
+        def value(array: ArrayImpl) -> np.ndarray:
+            if array.ndim >= 5:
+                self.count += 1
+            return original.fget(array)
+
+        monkeypatch.setattr(ArrayImpl, "_value", property(value))
