@@ -10,6 +10,7 @@ import pytest
 from runtime.errors import UsageError
 from runtime.kv_heads import KvHeads
 from runtime.model_config import load_model_config
+from runtime.model_parts import Experts
 from runtime.models.parameters import Params, checkpoint_names
 from runtime.models.sharding import MESH_AXES, PARAMETER_AXES, check_tp, logical_axes, partition, slice_shape
 from runtime.placement import Placement
@@ -84,6 +85,15 @@ def test_an_intermediate_size_limits_too() -> None:
     check_tp(narrow, 2, "--tp-size 2")
     with pytest.raises(UsageError, match=r"do not divide its intermediate size 90; allowed for this model: 1, 2$"):
         check_tp(narrow, 4, "--tp-size 4")
+
+
+def test_the_number_of_experts_limits_too_and_then_only_dense_layers_limit_by_their_size() -> None:
+    experts = Experts(num_experts=6, num_experts_per_token=2, intermediate_size=32, renormalize=True, layers=(0,))
+    mixed = msgspec.structs.replace(MODEL, num_layers=2, intermediate_size=90, experts=experts)
+    with pytest.raises(UsageError, match=r"do not divide its 6 experts; do not divide its intermediate size 90; "):
+        check_tp(mixed, 4, "--tp-size 4")
+    sparse = msgspec.structs.replace(mixed, num_layers=1, experts=msgspec.structs.replace(experts, num_experts=8))
+    check_tp(sparse, 4, "--tp-size 4")
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
