@@ -5,6 +5,10 @@ from typing import Any
 
 import msgspec
 
+from runtime.errors import UsageError
+from runtime.model_config import load_model_config
+from runtime.models.sharding import check_tp
+
 HERE = Path(__file__).parent
 
 
@@ -163,3 +167,16 @@ CASES = {
         }
     ),
 }
+
+
+def cases_by_tp() -> list[tuple[str, int]]:
+    """Every case with each number of devices, of 1, 2 and 4, that its model can be split over."""
+    found = list[tuple[str, int]]()
+    for case in CASES:
+        for tp in (1, 2, 4):
+            try:
+                check_tp(load_model_config(HERE / case), tp, "")
+            except UsageError:
+                continue
+            found.append((case, tp))
+    return found

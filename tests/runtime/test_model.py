@@ -10,6 +10,7 @@ import pytest
 from runtime.jax_engine import JaxEngine
 from runtime.kv_cache import pool_shape
 from runtime.model_config import ModelConfig, load_model_config
+from runtime.placement import Placement
 from runtime.weights import load_weights
 from tests.golden.cases import CASES, HERE
 from tests.golden.make_golden import make_folder, random_sequences, reference_greedy, reference_logits
@@ -51,8 +52,8 @@ def worst(got: list[np.ndarray], want: list[np.ndarray]) -> float:
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(got, want, strict=True))
 
 
-def our_greedy(folder: Path, prompt: list[int], num_tokens: int) -> list[int]:
-    """What the engine samples greedily after the prompt, which is prefilled in two chunks."""
+def our_greedy(folder: Path, prompt: list[int], num_tokens: int, tp: int) -> list[int]:
+    """What an engine of `tp` devices samples greedily after the prompt, which is prefilled in two chunks."""
     config = load_model_config(folder)
     spec = msgspec.structs.replace(
         SPEC,
@@ -61,8 +62,8 @@ def our_greedy(folder: Path, prompt: list[int], num_tokens: int) -> list[int]:
         vocab_size=config.vocab_size,
         page_bytes=pool_shape(config, PAGE, "cpu").page_bytes,
     )
-    devices = jax.devices()[:1]
-    params = load_weights(folder, config, "float32", devices[0])
+    devices = jax.devices()[:tp]
+    params = load_weights(folder, config, "float32", Placement(devices))
     runner = Runner(JaxEngine(config, params, spec, role="mixed", devices=devices))
     tokens, pages = tuple(prompt), range(1, 1 + spec.pages_for(len(prompt) + num_tokens))
     runner.engine.set_rows([row_state(0, tokens, pages)])
@@ -73,9 +74,9 @@ def our_greedy(folder: Path, prompt: list[int], num_tokens: int) -> list[int]:
     return runner.tokens(0)
 
 
-def assert_same_text(folder: Path, prompt: list[int], want: list[int]) -> None:
+def assert_same_text(folder: Path, prompt: list[int], want: list[int], tp: int = 1) -> None:
     """The engine's greedy text is `want`, or parts from it where the two best logits are within TAU."""
-    got = our_greedy(folder, prompt, len(want))
+    got = our_greedy(folder, prompt, len(want), tp)
     parts = [index for index, (ours, theirs) in enumerate(zip(got, want, strict=True)) if ours != theirs]
     if parts:
         shared = np.array(prompt + want[: parts[0]])
@@ -91,11 +92,13 @@ def test_logits_equal_the_golden_ones(case: str, how: dict[str, int]) -> None:
     assert worst(our_logits(HERE / case, sequences, **how), want) <= TOLERANCE
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_greedy_text_equals_the_golden_one(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "tp"), [*((case, 1) for case in CASES), ("grouped", 4), ("llama", 2), ("qwen3_moe", 4)]
+)
+def test_greedy_text_equals_the_golden_one(case: str, tp: int) -> None:
     text = json.loads((HERE / case / "greedy.json").read_text())
     assert len(text["continuation"]) == 200
-    assert_same_text(HERE / case, text["prompt"], text["continuation"])
+    assert_same_text(HERE / case, text["prompt"], text["continuation"], tp)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,23 +2,20 @@
 
 import math
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from runtime.engine import Step
-from runtime.errors import UsageError
 from runtime.jax_engine import MAX_PROGRAMS_IN_FLIGHT, JaxEngine
 from runtime.kv_cache import pool_shape
-from runtime.model_config import ModelConfig, load_model_config
-from runtime.models.sharding import check_tp
+from runtime.model_config import FAMILIES, ModelConfig, load_model_config
 from runtime.placement import Placement
 from runtime.programs import Key
 from runtime.sampling_params import SamplingParams
 from runtime.weights import load_weights
-from tests.golden.make_golden import HERE
+from tests.golden.cases import HERE, cases_by_tp
 from tests.paged_model import PagedModel
 from tests.runtime.engines import (
     BFLOAT16,
@@ -37,20 +34,7 @@ TOLERANCE = 1e-4
 COLLECTIVE = re.compile(r"= \w+\[([\d,]*)\]\S* (all-gather|all-reduce|[\w-]*permute|all-to-all|reduce-scatter)\S*\(")
 
 
-def _golden_cases() -> list[tuple[str, int]]:
-    """Every golden folder with each TP that its model can have."""
-    cases = []
-    for folder in sorted(path.parent for path in HERE.glob("*/logits.npz")):
-        for tp in (1, 2, 4):
-            try:
-                check_tp(load_model_config(folder), tp, "")
-            except UsageError:
-                continue
-            cases.append((folder.name, tp))
-    return cases
-
-
-@pytest.mark.parametrize(("case", "tp"), _golden_cases())
+@pytest.mark.parametrize(("case", "tp"), cases_by_tp())
 @pytest.mark.parametrize("how", [{"chunk": 64}, {"chunk": 1, "num_prefill": 0}], ids=str)
 def test_logits_equal_the_golden_ones(case: str, tp: int, how: dict[str, int]) -> None:
     with np.load(HERE / case / "logits.npz") as golden:
@@ -213,7 +197,9 @@ def test_pages_cost_more_where_heads_are_repeated() -> None:
     assert pool_shape(MODEL, 8, "cpu", 4).page_bytes == 2 * SPEC.page_bytes
 
 
-def test_golden_folders_are_found() -> None:
-    assert {("grouped", 4), ("tied", 2), ("ungrouped", 2)} <= set(_golden_cases())
-    assert ("tied", 4) not in _golden_cases()
-    assert Path(HERE).name == "golden"
+def test_every_family_is_split_over_two_and_over_four_devices() -> None:
+    cases = cases_by_tp()
+    for tp in (2, 4):
+        families = {load_model_config(HERE / case).architecture for case, width in cases if width == tp}
+        assert families == set(FAMILIES), tp
+    assert ("tied", 4) not in cases
