@@ -21,6 +21,9 @@ EVERYWHERE = _spec()
 HEADS_SPEC = _spec(None, TP_AXIS, None)
 """Of queries, keys and values `[T, heads, H]`."""
 
+LOGITS_SPEC = _spec(None, TP_AXIS)
+"""Of logits `[S, V]` as a split head makes them."""
+
 POOL_SPEC = _spec(None, TP_AXIS, None, None, None)
 CHUNK_SPEC = _spec(None, None, TP_AXIS, None, None, None)
 

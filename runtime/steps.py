@@ -26,7 +26,7 @@ from runtime.device_state import DeviceRows
 from runtime.engine import SENTINEL_PAGE
 from runtime.model_config import ModelConfig
 from runtime.models import decoder
-from runtime.placement import EVERYWHERE, HEADS_SPEC, POOL_SPEC
+from runtime.placement import EVERYWHERE, HEADS_SPEC, LOGITS_SPEC, POOL_SPEC
 from runtime.sampling_params import MAX_LOGPROBS
 from runtime.step_inputs import StepLayout
 
@@ -158,7 +158,7 @@ def _draw(
     config: StepConfig,
 ) -> tuple[DeviceRows, Drawn]:
     """Samples row `targets[i]` from `hidden[i]` and advances it."""
-    logits = _on_all_devices(decoder.logits(params, config.model, hidden), config.mesh)
+    logits = _logits(params, hidden, config)
     tokens = sampler.sample(logits, rows.sampler, targets, use_sort=config.use_sort)
     drawn = Drawn(tokens, *_logprobs(logits, tokens, want_logprobs))
     last_tokens = rows.last_tokens.at[targets].set(tokens, mode="promise_in_bounds")
@@ -205,6 +205,16 @@ def _slots(tables: jax.Array, row: jax.Array, positions: jax.Array, page_size: i
 def _concat(prefill: Batch | None, decode: Batch | None) -> Batch:
     parts = [part for part in (prefill, decode) if part is not None]
     return Batch(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
+
+
+def _logits(params: Any, hidden: jax.Array, config: StepConfig) -> jax.Array:
+    """Logits float32[S, V] of hidden states [S, D], on every device."""
+    logits = decoder.logits(params, config.model, hidden)
+    mesh = config.mesh
+    if mesh is not None and config.model.vocab_size % mesh.size == 0:
+        # Said of the product itself, or XLA would rather collect the head than the logits.
+        logits = compat.constrain(logits, NamedSharding(mesh, LOGITS_SPEC))
+    return _on_all_devices(logits, mesh)
 
 
 def _on_all_devices(values: jax.Array, mesh: Mesh | None) -> jax.Array:

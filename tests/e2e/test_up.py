@@ -50,6 +50,20 @@ def test_it_answers_in_a_stream_and_ends_cleanly_on_sigterm(server: ServerProces
     assert server.output[-1] == "Stopped."
 
 
+def test_slices_of_unequal_width_serve(cache: Path) -> None:
+    """`--tp-size` is the width of the role that names none."""
+    flags = ("--topology", "prefill=1x1,decode=1", "--tp-size", "2", "--max-running-requests", "4")
+    with server_process(*flags, JAX_COMPILATION_CACHE_DIR=str(cache)) as process:
+        process.wait_until_serving()
+        assert "prefill=1x1,decode=1x2" in process.text
+        body = {"model": process.name, "messages": QUESTION, "temperature": 0, "max_tokens": 64}
+        answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, timeout=120).json()
+        assert "95" in answer["choices"][0]["message"]["content"]
+        process.send(signal.SIGTERM)
+        assert process.exit_code() == 0
+        assert "Traceback" not in process.text
+
+
 def test_a_signal_lets_a_running_answer_finish_and_refuses_new_ones(server: ServerProcess) -> None:
     body = LONG | {"model": server.name, "max_tokens": 400}
     with httpx.Client(base_url=server.url, timeout=120) as client, httpx.Client(base_url=server.url) as late:

@@ -33,6 +33,7 @@ class Recorder:
 def _no_real_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "JaxEngine", Recorder)
     monkeypatch.setattr(slices, "load_weights", lambda *_: {})
+    monkeypatch.setattr(slices, "place", lambda params, target: params)
     monkeypatch.setattr(slices, "free_host_bytes", lambda: 1 << 30)
     monkeypatch.setattr(Recorder, "made", [])
 

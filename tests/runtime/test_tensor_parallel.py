@@ -11,6 +11,7 @@ from runtime.engine import Step
 from runtime.jax_engine import MAX_PROGRAMS_IN_FLIGHT, JaxEngine
 from runtime.kv_cache import pool_shape
 from runtime.model_config import FAMILIES, ModelConfig, load_model_config
+from runtime.models.layers import FEW_ROWS
 from runtime.placement import Placement
 from runtime.programs import Key
 from runtime.sampling_params import SamplingParams
@@ -150,6 +151,19 @@ def test_devices_exchange_activations_and_nothing_else(
     want = _sums(num_tokens) if num_tokens else []
     want += [("all-gather", tuple(sorted((num_logits, model.vocab_size))))] if num_logits else []
     assert sorted(_collectives(make_engine(tp=tp, model=model), key)) == sorted(want)
+
+
+@pytest.mark.parametrize(
+    ("key", "num_tokens", "num_logits"),
+    [(Key("decode", 128), 128, 128), (Key("prefill", 128), 128, 0), (Key("mixed", 128, 128), 256, 128)],
+)
+def test_with_many_rows_too(key: Key, num_tokens: int, num_logits: int) -> None:
+    """Products of many rows take another form on a CPU, the one that accelerators always take."""
+    assert num_tokens > FEW_ROWS
+    engine = make_engine(tp=4, num_rows=128, chunk_tokens=128, num_pages=200)
+    want = _sums(num_tokens)
+    want += [("all-gather", tuple(sorted((num_logits, MODEL.vocab_size))))] if num_logits else []
+    assert sorted(_collectives(engine, key)) == sorted(want)
 
 
 def test_an_exchange_of_the_pool_would_be_seen() -> None:
