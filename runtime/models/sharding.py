@@ -113,19 +113,19 @@ def check_tp(config: ModelConfig, tp: int, asked: str) -> None:
     misfits = list(_misfits(config, tp))
     if misfits:
         allowed = ", ".join(str(width) for width in range(1, config.num_heads + 1) if not any(_misfits(config, width)))
-        raise UsageError(f"{asked}: {tp} devices per slice {'; '.join(misfits)}; allowed for this model: {allowed}")
+        raise UsageError(f"{asked}: {tp} devices per slice {'; '.join(misfits)}; allowed: {allowed}")
 
 
 def _misfits(config: ModelConfig, tp: int) -> Iterator[str]:
     if config.num_heads % tp:
-        yield f"do not divide its {config.num_heads} query heads"
+        yield f"do not divide the model's {config.num_heads} query heads"
     if config.experts is not None and config.experts.num_experts % tp:
-        yield f"do not divide its {config.experts.num_experts} experts"
+        yield f"do not divide the model's {config.experts.num_experts} experts"
     has_dense = any(not config.is_sparse(layer) for layer in range(config.num_layers))
     if has_dense and config.intermediate_size % tp:
-        yield f"do not divide its intermediate size {config.intermediate_size}"
+        yield f"do not divide the model's intermediate size {config.intermediate_size}"
     if config.num_kv_heads % tp and tp % config.num_kv_heads:
-        yield f"neither divide its {config.num_kv_heads} kv heads nor are a multiple of them"
+        yield f"neither divide the model's {config.num_kv_heads} kv heads nor are a multiple of them"
 
 
 def _mesh_axis(name: str, axis: str, size: int, tp: int) -> str | None:

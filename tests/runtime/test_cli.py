@@ -58,7 +58,7 @@ def test_a_hub_model_that_cannot_be_had_is_one_line_and_quick(tmp_path: Path) ->
         (("up", "--bogus", "1"), "unknown flag --bogus '1'"),
         (("up", "--port", "99999"), "--port '99999': allowed: a whole number from 0 to 65535"),
         (("up", "--page-size", "32", "--chunked-prefill-size", "48"), "--page-size 32"),
-        (("up", "--tp-size", "3"), "--tp-size 3: 3 devices per slice do not divide its 4 query heads"),
+        (("up", "--tp-size", "3"), "--tp-size 3: 3 devices per slice do not divide the model's 4 query heads"),
         (("up", "--topology", "prefill=1,decode=1x3"), "'prefill=1,decode=1x3': 3 devices per slice do not divide"),
         (("up", "--topology", "prefill=1"), "prefill and decode go together"),
         (("up", "--model", "no/such/folder"), "--model 'no/such/folder': no such folder, and not a hub id; allowed:"),

@@ -68,29 +68,34 @@ def test_kv_heads_are_repeated_beyond_their_number() -> None:
 @pytest.mark.parametrize(
     ("tp", "reason"),
     [
-        (3, "3 devices per slice do not divide its 4 query heads; neither divide its 2 kv heads nor are"),
-        (8, "8 devices per slice do not divide its 4 query heads"),
+        (
+            3,
+            "3 devices per slice do not divide the model's 4 query heads; neither divide the model's 2 kv heads",
+        ),
+        (8, "8 devices per slice do not divide the model's 4 query heads"),
     ],
 )
 def test_a_tp_that_does_not_fit_is_one_line_with_what_is_allowed(tp: int, reason: str) -> None:
     with pytest.raises(UsageError) as refusal:
         check_tp(MODEL, tp, f"--tp-size {tp}")
     assert str(refusal.value).startswith(f"--tp-size {tp}: {reason}")
-    assert str(refusal.value).endswith("; allowed for this model: 1, 2, 4")
+    assert str(refusal.value).endswith("; allowed: 1, 2, 4")
     assert "\n" not in str(refusal.value)
 
 
 def test_an_intermediate_size_limits_too() -> None:
     narrow = msgspec.structs.replace(MODEL, intermediate_size=90)
     check_tp(narrow, 2, "--tp-size 2")
-    with pytest.raises(UsageError, match=r"do not divide its intermediate size 90; allowed for this model: 1, 2$"):
+    with pytest.raises(UsageError, match=r"do not divide the model's intermediate size 90; allowed: 1, 2$"):
         check_tp(narrow, 4, "--tp-size 4")
 
 
 def test_the_number_of_experts_limits_too_and_then_only_dense_layers_limit_by_their_size() -> None:
     experts = Experts(num_experts=6, num_experts_per_token=2, intermediate_size=32, renormalize=True, layers=(0,))
     mixed = msgspec.structs.replace(MODEL, num_layers=2, intermediate_size=90, experts=experts)
-    with pytest.raises(UsageError, match=r"do not divide its 6 experts; do not divide its intermediate size 90; "):
+    with pytest.raises(
+        UsageError, match=r"do not divide the model's 6 experts; do not divide the model's intermediate size 90; "
+    ):
         check_tp(mixed, 4, "--tp-size 4")
     sparse = msgspec.structs.replace(mixed, num_layers=1, experts=msgspec.structs.replace(experts, num_experts=8))
     check_tp(sparse, 4, "--tp-size 4")
