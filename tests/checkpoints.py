@@ -44,13 +44,12 @@ def write_checkpoint(
     seed: int = 0,
     dtype: str = "float32",
     with_tokenizer: bool = True,
-    logit_scale: float = 1.0,
     changes: dict[str, Any] | None = None,
 ) -> Path:
     """Writes config, generation config, weights and tokenizer into `folder` (made if needed); returns it.
 
-    `vocab_size` must leave room for the bytes and specials unless `with_tokenizer` is off. `logit_scale` multiplies an
-    untied head, and with it what bfloat16 rounding does to logprobs. `changes` are further keys of config.json.
+    `vocab_size` must leave room for the bytes and specials unless `with_tokenizer` is off. `changes` are further keys
+    of config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     eos = EOS_TOKEN_ID if with_tokenizer else vocab_size - 1
@@ -76,8 +75,6 @@ def write_checkpoint(
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", {"eos_token_id": eos})
     tensors = random_tensors(config, seed)
-    if not tie_word_embeddings:
-        tensors["lm_head.weight"] *= np.float32(logit_scale)
     stored = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}
     write_weights(folder, stored, num_shards=num_shards)
     if with_tokenizer:

@@ -1,8 +1,9 @@
 """The Qwen2 forward pass of the demo model's training and evaluation, small and self-contained.
 
 Parameters are a flat dict under their Hugging Face names, weights stored (out, in). All arithmetic is float32; with
-``rounded=True`` weights, activations, keys, values and the residual stream are rounded to bfloat16 where a bfloat16
-server rounds them (products of bfloat16 values added up in float32). Serving does not use this file.
+``rounded=True`` weights, activations, keys, values and the residual stream are rounded to bfloat16 where bfloat16
+servers round them, if not all of them everywhere (products of bfloat16 values added up in float32). Serving does not
+use this file.
 """
 
 from __future__ import annotations

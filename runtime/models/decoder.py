@@ -11,6 +11,7 @@ rows.
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from runtime.model_config import ModelConfig
@@ -38,7 +39,8 @@ def forward(
     """Runs all layers over T tokens.
 
     Args:
-        params: the tree of `parameters.abstract_params`, float32 or bfloat16; the activations have its type.
+        params: the tree of `parameters.abstract_params`, float32 or bfloat16. What is multiplied with it has its
+            type; the residual stream is float32, as rounding it after every block costs accuracy and saves nothing.
         config: the model's shape; static.
         tokens: `int32[T]`, below the vocabulary size.
         positions: `int32[T]`, each token's position in its own sequence.
@@ -50,7 +52,7 @@ def forward(
         The hidden states after the final norm, `[T, D]` of the parameters' type, and the L new pools.
     """
     with jax.named_scope("embed"):
-        x = params["embed_tokens"]["weight"][tokens]
+        x = params["embed_tokens"]["weight"][tokens].astype(jnp.float32)
     turn = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling)
     new_pages = []
     for index, (layer, pages) in enumerate(zip(params["layers"], kv_pages, strict=True)):
@@ -61,7 +63,7 @@ def forward(
             x = x + _mlp(layer, config, index, x, mesh)
         new_pages.append(pages)
     with jax.named_scope("final_norm"):
-        return rms_norm(x, params["norm"]["weight"], config.rms_norm_eps), new_pages
+        return _normed(x, params["norm"], config), new_pages
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -80,9 +82,9 @@ def _attention(
     attend: Attend,
     window: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the attention block adds to `x [T, D]`, and the layer's new pages."""
+    """What the attention block adds to `x float32[T, D]`, float32 `[T, D]`, and the layer's new pages."""
     weights = layer["self_attn"]
-    normed = rms_norm(x, layer["input_layernorm"]["weight"], config.rms_norm_eps)
+    normed = _normed(x, layer["input_layernorm"], config)
 
     def heads(name: str) -> jax.Array:
         projected = project(normed, weights[name]["weight"], weights[name].get("bias"))
@@ -92,17 +94,22 @@ def _attention(
         values = heads(name)
         if config.qk_norm:
             values = rms_norm(values, weights[norm]["weight"], config.rms_norm_eps)
-        return rotate(values, turn).astype(x.dtype)
+        return rotate(values, turn).astype(normed.dtype)
 
-    q, k, v = rotated("q_proj", "q_norm"), rotated("k_proj", "k_norm"), heads("v_proj").astype(x.dtype)
+    q, k, v = rotated("q_proj", "q_norm"), rotated("k_proj", "k_norm"), heads("v_proj").astype(normed.dtype)
     pages, attended = attend(pages, q, k, v, window)
     merged = attended.reshape(x.shape[0], config.num_heads * config.head_dim)
-    return project(merged, weights["o_proj"]["weight"], weights["o_proj"].get("bias")).astype(x.dtype), pages
+    return project(merged, weights["o_proj"]["weight"], weights["o_proj"].get("bias")), pages
 
 
 def _mlp(layer: Params, config: ModelConfig, index: int, x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """What layer `index`'s feed-forward block adds to `x [T, D]`."""
-    normed = rms_norm(x, layer["post_attention_layernorm"]["weight"], config.rms_norm_eps)
+    """What layer `index`'s feed-forward block adds to `x float32[T, D]`, float32 `[T, D]`."""
+    normed = _normed(x, layer["post_attention_layernorm"], config)
     if config.experts is not None and config.is_sparse(index):
         return sparse_mlp(normed, layer["mlp"], config.experts, mesh)
     return gated_mlp(normed, layer["mlp"])
+
+
+def _normed(x: jax.Array, norm: Params, config: ModelConfig) -> jax.Array:
+    """`x float32[T, D]` normed, of the parameters' type: what a block multiplies."""
+    return rms_norm(x, norm["weight"], config.rms_norm_eps).astype(norm["weight"].dtype)

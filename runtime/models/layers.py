@@ -68,7 +68,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 def gated_mlp(x: jax.Array, weights: dict[str, Any]) -> jax.Array:
-    """SwiGLU (Shazeer 2020) of `x [T, D]`: `[T, D]` of x's type.
+    """SwiGLU (Shazeer 2020) of `x [T, D]`: float32 `[T, D]`.
 
     `weights` are nested dicts: `{gate,up}_proj.weight [F, D]` and `down_proj.weight [D, F]`, with biases `[F]` and
     `[D]` in some families.
@@ -78,4 +78,4 @@ def gated_mlp(x: jax.Array, weights: dict[str, Any]) -> jax.Array:
         return project(values, weights[name]["weight"], weights[name].get("bias"))
 
     inner = jax.nn.silu(linear(x, "gate_proj")) * linear(x, "up_proj")
-    return linear(inner.astype(x.dtype), "down_proj").astype(x.dtype)
+    return linear(inner.astype(x.dtype), "down_proj")

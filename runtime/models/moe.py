@@ -24,7 +24,7 @@ _psum: Any = lax.psum
 
 
 def sparse_mlp(x: jax.Array, weights: dict[str, Any], experts: Experts, mesh: Mesh | None = None) -> jax.Array:
-    """The block's output for `x [T, D]`, of x's type.
+    """The block's output for `x [T, D]`, float32 `[T, D]`.
 
     Args:
         x: the normed hidden states, float32 or bfloat16.
@@ -37,7 +37,7 @@ def sparse_mlp(x: jax.Array, weights: dict[str, Any], experts: Experts, mesh: Me
     shares, chosen = route(x, weights["gate"]["weight"], experts)
     stacks = tuple(weights["experts"][name]["weight"] for name in ("gate_proj", "up_proj", "down_proj"))
     if mesh is None:
-        return _chosen_experts(x, shares, chosen, *stacks, first=jnp.int32(0)).astype(x.dtype)
+        return _chosen_experts(x, shares, chosen, *stacks, first=jnp.int32(0))
     (axis,) = mesh.axis_names
     num_local = experts.num_experts // mesh.size
     assert num_local * mesh.size == experts.num_experts, "experts do not divide over the slice"
@@ -51,7 +51,7 @@ def sparse_mlp(x: jax.Array, weights: dict[str, Any], experts: Experts, mesh: Me
         shard, mesh=mesh, in_specs=(whole, whole, whole, split, split, split), out_specs=whole, check_vma=False
     )
     summed: jax.Array = run(x, shares, chosen, *stacks)
-    return summed.astype(x.dtype)
+    return summed
 
 
 def route(x: jax.Array, gate: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Array]:

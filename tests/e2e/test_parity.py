@@ -70,8 +70,8 @@ def _demo_requests() -> list[GenerateRequest]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model with 4,096 tokens of context; its logits spread twice as far as an untrained model's."""
-    return write_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096, seed=11, logit_scale=0.5)
+    """A small random model with 4,096 tokens of context, whose logits have a standard deviation of 3."""
+    return write_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096, seed=11)
 
 
 def judge(name: str, verdict: Verdict, dtype: str, num_requests: int) -> None:

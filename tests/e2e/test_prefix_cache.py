@@ -40,7 +40,7 @@ class CountingMover:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096, seed=11, logit_scale=0.5)
+    return write_checkpoint(tmp_path_factory.mktemp("model"), max_position_embeddings=4096, seed=11)
 
 
 def _workload() -> list[GenerateRequest]:

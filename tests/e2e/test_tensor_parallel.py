@@ -50,7 +50,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         num_kv_heads=request.param,
         head_dim=16,
         seed=11,
-        logit_scale=0.5,
     )
 
 
