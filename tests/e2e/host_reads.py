@@ -6,14 +6,14 @@ from jax._src.array import ArrayImpl
 
 
 class HostReads:
-    """Counts reads of KV into host memory, on any thread: of arrays with the pool's or a chunk's number of axes."""
+    """Counts reads into host memory, on any thread, of arrays of so many axes: by default the pool's or a chunk's."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, min_axes: int = 5) -> None:
         self.count = 0
         original = ArrayImpl._value
 
         def value(array: ArrayImpl) -> np.ndarray:
-            if array.ndim >= 5:
+            if array.ndim >= min_axes:
                 self.count += 1
             return original.fget(array)
 

@@ -16,6 +16,7 @@ from runtime.models.sharding import MESH_AXES, PARAMETER_AXES, check_tp, logical
 from runtime.placement import Placement
 from runtime.weights import bench_params, load_weights, place
 from tests.checkpoints import random_tensors, write_checkpoint
+from tests.e2e.host_reads import HostReads
 from tests.runtime.engines import MODEL
 
 
@@ -128,12 +129,15 @@ def _part(name: str, tensor: np.ndarray, device: int, tp: int) -> np.ndarray:
     return np.split(tensor, tp, axis)[device]
 
 
-def test_weights_are_copied_to_slices_of_equal_tp_only(tmp_path: Path) -> None:
+def test_weights_are_copied_to_slices_of_equal_tp_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_checkpoint(tmp_path)
     config = load_model_config(folder)
     first, second = Placement(jax.devices()[:4]), Placement(jax.devices()[4:])
     params = load_weights(folder, config, "float32", first)
-    for name, copy in by_name(place(params, second)).items():
+    reads = HostReads(monkeypatch, min_axes=1)
+    copies = place(params, second)
+    assert reads.count == 0
+    for name, copy in by_name(copies).items():
         assert copy.sharding == second.parameter(name, copy.shape)
         np.testing.assert_array_equal(copy, by_name(params)[name])
     with pytest.raises(ValueError, match=r"parameters lie on \{4\} devices, the target has 2"):
