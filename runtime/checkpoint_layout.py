@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike
 
+from runtime.host_memory import aligned_empty, cast_into
 from runtime.safetensors_files import StoredTensor
 
 Shape = tuple[int, ...]
@@ -33,6 +34,17 @@ class Piece(msgspec.Struct, frozen=True):
         tensor = stored[self.name].view()
         return tensor if self.rows is None else tensor[:, self.rows[0] : self.rows[1]]
 
+    def read(self, stored: Mapping[str, StoredTensor], part: Part, out: np.ndarray) -> None:
+        """Copies a part into `out`: in one piece where it is one piece of the file, and of the same type."""
+        tensor = stored[self.name]
+        is_whole_rows = self.rows is None and all(
+            len(_range(index, size)) == size for index, size in zip(part[1:], self.shape[1:], strict=True)
+        )
+        if is_whole_rows and out.dtype == tensor.dtype and out.flags.c_contiguous:
+            tensor.read_into(out, _range(part[0], self.shape[0]).start)
+        else:
+            cast_into(out, self.view(stored)[part])
+
 
 class Source(msgspec.Struct, frozen=True):
     """What a parameter of `shape` is made of: one piece, or as many as its first axis is long."""
@@ -47,14 +59,17 @@ class Source(msgspec.Struct, frozen=True):
     def read(self, stored: Mapping[str, StoredTensor], dtype: DTypeLike, part: Part | None = None) -> np.ndarray:
         """The parameter, or the part that `part` indexes, as `dtype` in memory of its own. Holds no more than that."""
         part = (slice(None),) * len(self.shape) if part is None else part
+        out = aligned_empty([len(_range(index, size)) for index, size in zip(part, self.shape, strict=True)], dtype)
         if len(self.pieces[0].shape) == len(self.shape):
-            return np.array(self.pieces[0].view(stored)[part], dtype, order="C")
-        pieces, within = self.pieces[part[0]], part[1:]
-        sizes = [len(range(*index.indices(size))) for index, size in zip(within, self.shape[1:], strict=True)]
-        out = np.empty((len(pieces), *sizes), dtype)
-        for slot, piece in zip(out, pieces, strict=True):
-            slot[...] = piece.view(stored)[within]
+            self.pieces[0].read(stored, part, out)
+            return out
+        for slot, piece in zip(out, self.pieces[part[0]], strict=True):
+            piece.read(stored, part[1:], slot)
         return out
+
+
+def _range(index: slice, size: int) -> range:
+    return range(*index.indices(size))
 
 
 def find_source(name: str, shape: Shape, stored: Mapping[str, StoredTensor]) -> Source:

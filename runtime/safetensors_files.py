@@ -53,6 +53,21 @@ class StoredTensor(msgspec.Struct, frozen=True, kw_only=True):
             raw = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.num_bytes,))
         return raw.view(self.dtype).reshape(self.shape)
 
+    def read_into(self, out: np.ndarray, first_row: int = 0) -> None:
+        """Fills the contiguous `out`, of the tensor's type, with its rows from `first_row` on.
+
+        Several times faster than copying out of the mapped file, which takes a page fault for every few pages. Raises
+        CheckpointError if the file cannot be read or has become shorter.
+        """
+        rest = out.reshape(-1).view(np.uint8).data
+        with _told(self.file), self.file.open("rb", buffering=0) as stream:
+            stream.seek(self.offset + first_row * math.prod(self.shape[1:]) * self.dtype.itemsize)
+            while len(rest):
+                count = stream.readinto(rest)
+                if not count:
+                    raise CheckpointError(f"{self.file} has become shorter while it was read")
+                rest = rest[count:]
+
 
 def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's model.safetensors, or else of the files that its index names.
