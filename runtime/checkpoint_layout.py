@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike
 
-from runtime.host_memory import aligned_empty, cast_into
+from runtime.host_memory import cast_into, own_pages
 from runtime.safetensors_files import StoredTensor
 
 Shape = tuple[int, ...]
@@ -59,7 +59,7 @@ class Source(msgspec.Struct, frozen=True):
     def read(self, stored: Mapping[str, StoredTensor], dtype: DTypeLike, part: Part | None = None) -> np.ndarray:
         """The parameter, or the part that `part` indexes, as `dtype` in memory of its own. Holds no more than that."""
         part = (slice(None),) * len(self.shape) if part is None else part
-        out = aligned_empty([len(_range(index, size)) for index, size in zip(part, self.shape, strict=True)], dtype)
+        out = own_pages([len(_range(index, size)) for index, size in zip(part, self.shape, strict=True)], dtype)
         if len(self.pieces[0].shape) == len(self.shape):
             self.pieces[0].read(stored, part, out)
             return out

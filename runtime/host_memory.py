@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import mmap
 import sys
 from collections.abc import Sequence
 
@@ -9,16 +10,16 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-ALIGNMENT = 64
-"""Bytes. A CPU device takes over a host array that begins at a multiple of it; any other is copied."""
 
+def own_pages(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """An array of zeros in memory pages of its own, aligned so that a CPU device takes it over instead of copying it.
 
-def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
-    """An uninitialised array that a CPU device need not copy. Whoever makes it must not write to it afterwards."""
+    Whoever makes it must not write to it once a device has it. NumPy's own large arrays ask for huge pages, and where
+    memory is fragmented the kernel makes these so slowly that reading 3.6 GB took 8 s instead of 1.8 s; matrix products
+    were not measurably faster with them.
+    """
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(num_bytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + num_bytes].view(dtype).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, num_bytes)), np.uint8, num_bytes).view(dtype).reshape(shape)
 
 
 def cast_into(out: np.ndarray, values: np.ndarray) -> None:
