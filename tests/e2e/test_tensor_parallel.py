@@ -1,5 +1,6 @@
 """Slices of several devices behind the actors: equal to one device, without compilations, host copies or deadlocks."""
 
+import itertools
 import random
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ from runtime.jax_engine import JaxEngine
 from runtime.sampling_params import SamplingParams
 from tests.checkpoints import write_checkpoint
 from tests.e2e.host_reads import HostReads
-from tests.e2e.parity import EngineShelf, answers, compare, mover_of
+from tests.e2e.parity import PAGE_SIZE, EngineShelf, answers, compare, mover_of
 from tests.e2e.test_parity import MAX_LOGPROB_GAP, TAU, TAU_CUT
 from tests.reference_model import ReferenceModel
 from tests.runtime.engines import Runner, assert_greedy, make_engine, prompt_of, row_state, segment
@@ -69,11 +70,17 @@ def _compare(folder: Path, dtype: str, topologies: tuple[str, ...], monkeypatch:
     shelf, reference = EngineShelf(folder, dtype, chunk_tokens=32, num_pages=257, num_rows=4), ReferenceModel(folder)
     requests, reads = _requests(), HostReads(monkeypatch)
     alone = answers(shelf.engines("mixed=1"), "mixed=1", requests)
-    for topology in topologies:
+    for topology, cached in itertools.product(topologies, (False, True)):
         engines = shelf.engines(topology)
-        split = answers(engines, topology, requests, mover_of(engines, shelf.config.num_kv_heads))
+        mover = mover_of(engines, shelf.config.num_kv_heads)
+        split = answers(engines, topology, requests, mover, prefix_cache=cached)
         verdict = compare(reference, requests, alone, split, TAU[dtype], TAU_CUT[dtype])
-        print(f"{shelf.config.num_kv_heads} kv heads {dtype} {topology}: {verdict}")  # noqa: T201
+        how = "cached" if cached else "cold"
+        print(f"{shelf.config.num_kv_heads} kv heads {dtype} {topology} {how}: {verdict}")  # noqa: T201
+        hits = [split[request.request].cached_tokens for request in requests]
+        full = [(len(request.prompt) - 1) // PAGE_SIZE * PAGE_SIZE for request in requests]
+        assert all(hit <= most for hit, most in zip(hits, full, strict=True))
+        assert sum(hits) >= 0.7 * sum(full) if cached else sum(hits) == 0, "a busy slice may leave some to the other"
         assert not verdict.wrong
         assert len(verdict.close_calls) <= MAX_CLOSE_CALLS[dtype]
         assert verdict.max_logprob_gap <= MAX_LOGPROB_GAP[dtype]
