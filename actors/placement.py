@@ -29,11 +29,18 @@ class WorkerView:
         self.pending: dict[Key, tuple[int, int]] = {}
         self.prefill_tokens = 0
         self.prefixes: set[Digest] = set()
+        self.refused: set[Key] = set()
 
     def update(self, inventory: Inventory) -> None:
         """Takes the worker's word."""
         self.inventory = inventory
         self.prefill_tokens = inventory.queued_prefill_tokens
+        self.refused.clear()
+
+    def refuse(self, key: Key, inventory: Inventory) -> None:
+        """The worker had no room for the group: until it has news, nothing is hoped for from its cache."""
+        self.update(inventory)
+        self.refused.add(key)
 
     def change_prefixes(self, added: Iterable[Digest], removed: Iterable[Digest]) -> None:
         """Follows the worker's index of cached prefixes."""
@@ -56,18 +63,23 @@ class WorkerView:
         return (self.usable_pages - self.available_pages) * self.page_size
 
 
-def need(view: WorkerView, admit: Admit, reserve_tokens: int) -> tuple[int, int]:
-    """Pages and rows that the group takes on this worker."""
-    shared, own = lease_pages(view.page_size, len(admit.tokens), reserve_tokens, len(admit.choices))
-    return shared + own * len(admit.choices), len(admit.choices)
-
-
 def cached_tokens(view: WorkerView, admit: Admit, prefix: PrefixChain | None) -> int:
     """Tokens of the group that the worker holds already, as far as the scheduler knows."""
     if prefix is None:
         return 0
     reusable = prefix.reusable(len(admit.tokens), view.page_size)
     return count_leading(reusable, view.prefixes) * view.page_size
+
+
+def need(view: WorkerView, admit: Admit, reserve_tokens: int, prefix: PrefixChain | None = None) -> tuple[int, int]:
+    """Pages and rows that the group takes on this worker.
+
+    Pages of `prefix` that the worker holds are hoped to be in use already, which costs nothing; those that are cached
+    without an owner count as available, so the worker may have to refuse, and then they are not counted again.
+    """
+    shared, own = lease_pages(view.page_size, len(admit.tokens), reserve_tokens, len(admit.choices))
+    hoped = 0 if admit.key in view.refused else cached_tokens(view, admit, prefix) // view.page_size
+    return shared - hoped + own * len(admit.choices), len(admit.choices)
 
 
 def choose_decode(
@@ -84,7 +96,7 @@ def choose_decode(
         return tokens + backlog, -view.available_pages, -view.free_rows
 
     def fits(view: WorkerView) -> bool:
-        pages, rows = need(view, admit, reserve_tokens)
+        pages, rows = need(view, admit, reserve_tokens, prefix)
         return view.alive and view.role != "prefill" and pages <= view.available_pages and rows <= view.free_rows
 
     return min(filter(fits, views), key=cost, default=None)

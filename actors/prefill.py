@@ -29,7 +29,8 @@ class PrefillJob:
     """One group's prompt on its way. `done` tokens are dispatched, `sent` tokens are staged or need no transfer.
 
     The first `cached` tokens were found in this worker's cache: they are done from the start, but still to be sent if
-    the decode side lacks them. A local job (mixed worker) writes into the pages of the lease and transfers nothing.
+    the decode side lacks them. Before it has pages, `expected` of them have been seen there. A local job (mixed worker)
+    writes into the pages of the lease and transfers nothing.
     """
 
     def __init__(self, start: StartPrefill, choices: tuple[int, ...], local_pages: tuple[int, ...] | None) -> None:
@@ -39,6 +40,7 @@ class PrefillJob:
         self.pages: tuple[int, ...] = local_pages or ()
         self.cached = start.cached_tokens if self.local else 0
         self.done = self.cached
+        self.expected = 0
         self.begun = False
         self.told = False
         self.sent = start.cached_tokens
@@ -99,12 +101,14 @@ class PrefillPhase:
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens that all jobs have before them."""
-        return sum(job.remaining for job in self.jobs.values())
+        """Tokens that all jobs have before them, as far as is known less what they will find cached."""
+        return sum(job.remaining - (0 if job.pages else job.expected) for job in self.jobs.values())
 
     def add(self, job: PrefillJob) -> None:
         """Takes a job in; it waits for pages and credits."""
         self.jobs[job.key] = job
+        if not job.local:
+            self._expect(job)
 
     def plan(self) -> tuple[PlannedChunk, ...]:
         """The next turn's chunks, oldest job first, within the token budget, the segment limit and the credits."""
@@ -153,8 +157,14 @@ class PrefillPhase:
             self._rematch(job)
             begin = job.cached // self._spec.page_size
         else:
-            begin = len(self._pool.match(reusable))
+            begin = self._expect(job) // self._spec.page_size
         return begin < len(reusable) and reusable[begin] in coming
+
+    def _expect(self, job: PrefillJob) -> int:
+        """Looks how many of its tokens a job would find cached now."""
+        page = self._spec.page_size
+        job.expected = len(self._pool.match(job.reusable(page))) * page
+        return job.expected
 
     def _filled(self, chunk: PlannedChunk) -> tuple[Digest, ...]:
         """Digests of the pages that the chunk completes."""

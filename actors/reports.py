@@ -40,11 +40,12 @@ class WorkerReports:
         self._known = None
 
     def send(self, ctx: Context) -> None:
-        """Tells what has changed since the last time."""
+        """Tells what has changed since it was last told; what finds no room is told again."""
         inventory = self._take_inventory()
-        if inventory != self._known:
-            ctx.post(SCHEDULER, inventory)
+        if inventory != self._known and ctx.post(SCHEDULER, inventory):
             self._known = inventory
-        added, removed = self._index.take_changes()
+        added, removed = self._index.changes
         if added or removed:
-            ctx.post(SCHEDULER, PrefixesChanged(worker=inventory.worker, added=added, removed=removed))
+            changed = PrefixesChanged(worker=inventory.worker, added=added, removed=removed)
+            if ctx.post(SCHEDULER, changed):
+                self._index.forget_changes()

@@ -156,7 +156,7 @@ class SchedulerActor:
                     continue
                 return
             self.queue.pop(0)
-            view.pending[admit.key] = need(view, admit, reserve_tokens)
+            view.pending[admit.key] = need(view, admit, reserve_tokens, prefix)
             self.grants[admit.key] = Grant(admit, view.address, prefix)
             ctx.post(
                 view.address,
@@ -229,7 +229,7 @@ class SchedulerActor:
     def _not_reserved(self, message: ReserveRefused) -> None:
         view = self.workers[message.inventory.worker]
         view.pending.pop(message.key, None)
-        view.update(message.inventory)
+        view.refuse(message.key, message.inventory)
         grant = self.grants.get(message.key)
         if grant is not None and grant.decode == view.address and grant.prefill is None:
             del self.grants[message.key]

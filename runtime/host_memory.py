@@ -19,7 +19,8 @@ def own_pages(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
     were not measurably faster with them.
     """
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(1, num_bytes)), np.uint8, num_bytes).view(dtype).reshape(shape)
+    pages = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.uint8, num_bytes).view(dtype).reshape(shape)
 
 
 def cast_into(out: np.ndarray, values: np.ndarray) -> None:

@@ -57,7 +57,7 @@ def _digest(parent: Digest, data: bytes) -> Digest:
 class PrefixIndex:
     """Which page of one pool holds which prefix. A digest names one page, a page has at most one digest.
 
-    `take_changes` tells what came and went since it was last asked, for those who keep a copy of the digests.
+    `changes` tells what came and went since it was last forgotten, for those who keep a copy of the digests.
     """
 
     def __init__(self) -> None:
@@ -90,11 +90,15 @@ class PrefixIndex:
         del self._pages[digest]
         self._changed[digest] = False
 
-    def take_changes(self) -> tuple[tuple[Digest, ...], tuple[Digest, ...]]:
-        """Digests that are here now and those that are gone, of all that changed since the last call."""
-        changed, self._changed = self._changed, {}
-        added = tuple(digest for digest, is_here in changed.items() if is_here)
-        return added, tuple(digest for digest, is_here in changed.items() if not is_here)
+    @property
+    def changes(self) -> tuple[tuple[Digest, ...], tuple[Digest, ...]]:
+        """Digests that are here now and those that are gone, of all that changed since the changes were forgotten."""
+        added = tuple(digest for digest, is_here in self._changed.items() if is_here)
+        return added, tuple(digest for digest, is_here in self._changed.items() if not is_here)
+
+    def forget_changes(self) -> None:
+        """What changed so far has been told."""
+        self._changed.clear()
 
 
 def count_leading(digests: Iterable[Digest], known: set[Digest]) -> int:

@@ -130,7 +130,8 @@ def _put_parts(
 ) -> jax.Array:
     """One parameter of the slice's `shape`; `read` gives the part that a device holds, and is asked once for each part.
 
-    Returns when the parts are copied. Copies, never aliases: parameters must not change or vanish with the file.
+    Returns when the parts are in place. `read` gives memory of its own that nobody writes to afterwards: a CPU device
+    takes it over (0.10.2 does so whatever `may_alias` says), and parameters must not change or vanish with the file.
     """
     if not isinstance(target, Placement) or target.tp == 1:
         whole = read((slice(None),) * len(shape))

@@ -138,6 +138,16 @@ def test_cached_pages_that_the_other_side_lacks_follow_the_first_token_a_chunk_a
     ]
 
 
+def test_the_queue_is_told_without_what_is_cached() -> None:
+    phase = _prefill()
+    phase.add(_job("cold", 40, order=0))
+    assert phase.queued_tokens == 40
+    _all_chunks(phase)
+    phase.add(_job("warm", 42, order=1))
+    phase.add(_job("other", 20, order=2, first=50))
+    assert phase.queued_tokens == 2 + 20
+
+
 def test_a_prompt_that_another_is_computing_waits_for_it() -> None:
     phase = _prefill()
     phase.add(_job("first", 30, order=0))

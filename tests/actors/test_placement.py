@@ -94,6 +94,20 @@ def test_a_cached_prefix_outweighs_as_much_load_as_it_saves() -> None:
     assert cached_tokens(warm, admit, prefix) == 0, "a chain is worth what it has from its beginning"
 
 
+def test_pages_of_a_prefix_in_use_are_not_needed_again_unless_the_worker_refused() -> None:
+    view, admit = _view("decode.0", "decode", 2), _admit(40)
+    prefix = chain_of(admit.tokens, 16)
+    assert need(view, admit, 1, prefix) == (3, 1)
+    assert choose_decode([view], admit, 1, prefix) is None
+    view.change_prefixes(prefix.digests, ())
+    assert need(view, admit, 1, prefix) == (1, 1)
+    assert choose_decode([view], admit, 1, prefix) is view
+    view.refuse(admit.key, view.inventory)
+    assert choose_decode([view], admit, 1, prefix) is None, "the prefix was cached without an owner"
+    view.update(view.inventory)
+    assert choose_decode([view], admit, 1, prefix) is view, "news are worth another try"
+
+
 def test_a_mixed_worker_counts_what_it_has_to_prefill() -> None:
     busy, free = _view("mixed.0", "mixed", 90, queued=100), _view("mixed.1", "mixed", 88)
     assert choose_decode([busy, free], _admit(), 1, None) is free

@@ -125,11 +125,13 @@ def test_a_second_page_with_the_same_content_stays_nameless() -> None:
 def test_changes_of_the_index_are_told_once() -> None:
     pool = PagePool(3)
     pages = filled(pool, A, B)
-    assert pool.index.take_changes() == ((A, B), ())
+    assert pool.index.changes == ((A, B), ())
+    pool.index.forget_changes()
     pool.release(pages, fence=0)
     pool.lease(1)
-    assert pool.index.take_changes() == ((), (B,))
-    assert pool.index.take_changes() == ((), ())
+    assert pool.index.changes == pool.index.changes == ((), (B,))
+    pool.index.forget_changes()
+    assert pool.index.changes == ((), ())
 
 
 OPERATIONS = ["lease", "hold", "release", "retire", "register", "pin"]

@@ -46,7 +46,7 @@ def test_an_entry_that_comes_and_goes_between_two_questions_is_told_as_gone() ->
     index.add(1, b"a")
     index.remove(1)
     index.add(2, b"b")
-    assert index.take_changes() == ((b"b",), (b"a",))
+    assert index.changes == ((b"b",), (b"a",))
     assert (index.find(b"b"), index.find(b"a"), 1 in index, 2 in index) == (2, None, False, True)
 
 

@@ -101,3 +101,14 @@ def test_requests_go_where_their_prefix_is() -> None:
     outcome = run_workload(workload("prefill=2,decode=2", requests))
     assert outcome.cached_tokens == 6 * 36
     assert outcome.moved_tokens == 2 * 40 + 6 * 4
+
+
+@pytest.mark.parametrize("topology", ["prefill=1,decode=1", "mixed=1"])
+def test_requests_that_share_most_of_the_pool_run_side_by_side(topology: str) -> None:
+    """Four prompts of ten pages and four of answer in a pool of 31: they fit only because the prompt is shared."""
+    params = SamplingParams(seed=1, max_tokens=16)
+    first = asked("first", 0.0, PROMPT + (50,), params=params)
+    others = tuple(asked(f"r{n}", 0.3, PROMPT + (50 + n,), params=params) for n in range(3))
+    outcome = run_workload(workload(topology, (first, *others), num_pages=32))
+    assert outcome.completed == 4
+    assert outcome.virtual_s < 3.2
