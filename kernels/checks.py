@@ -1,15 +1,11 @@
 """Argument checks that the ops share: each names the argument, its shape or type, and what is allowed."""
 
-from collections.abc import Mapping
-from typing import TypeVar
-
 import jax
 import jax.numpy as jnp
 
-from kernels.kv_pool import value_dtype
+from kernels.kv_pool import pool_dims, value_dtype
 
 FLOATS = ("float32", "bfloat16")
-T = TypeVar("T")
 
 
 def require(condition: bool, message: str) -> None:
@@ -27,10 +23,12 @@ def check_int32(name: str, array: jax.Array, ndim: int) -> None:
 
 
 def check_pool(kv_pages: jax.Array) -> None:
-    """Refuses a pool that is not `[P, K, 2, page, H]` of float32, bfloat16 or bfloat16 bits (uint16)."""
+    """Refuses a pool that has neither layout of `kernels.kv_pool`, or is not float32, bfloat16 or uint16 (its bits)."""
+    shape = kv_pages.shape
+    side_by_side = len(shape) == 4 and shape[3] % 2 == 0
     require(
-        kv_pages.ndim == 5 and kv_pages.shape[2] == 2 and kv_pages.shape[0] >= 1,
-        f"kv_pages must be [P, K, 2, page, H], got {list(kv_pages.shape)}",
+        (side_by_side or (len(shape) == 5 and shape[2] == 2)) and shape[0] >= 1,
+        f"kv_pages must be [P, K, 2, page, H] or [P, K, page, 2H], got {list(shape)}",
     )
     require(
         value_dtype(kv_pages.dtype).name in FLOATS,
@@ -41,7 +39,8 @@ def check_pool(kv_pages: jax.Array) -> None:
 def check_queries(q: jax.Array, kv_pages: jax.Array) -> None:
     """Refuses queries that do not fit the pool's type, head dim or number of kv heads."""
     check_pool(kv_pages)
-    num_kv_heads, head_dim = kv_pages.shape[1], kv_pages.shape[4]
+    pool = pool_dims(kv_pages.shape)
+    num_kv_heads, head_dim = pool.num_kv_heads, pool.head_dim
     require(q.ndim == 3, f"q must have 3 axes (tokens, heads, head dim), got {list(q.shape)}")
     require(
         q.dtype == value_dtype(kv_pages.dtype),
@@ -58,13 +57,3 @@ def check_limits(sliding_window: int | None, soft_cap: float | None) -> None:
     """Refuses a window below one token or a soft cap that is not positive."""
     require(sliding_window is None or sliding_window >= 1, f"{sliding_window=} must be at least 1")
     require(soft_cap is None or soft_cap > 0, f"{soft_cap=} must be positive")
-
-
-def pick(op: str, implementation: str | None, implementations: Mapping[str, T]) -> T:
-    """The named implementation of `op`; None picks the first."""
-    name = next(iter(implementations)) if implementation is None else implementation
-    require(
-        name in implementations,
-        f"{op}: implementation={name!r} is not one of {', '.join(implementations)}",
-    )
-    return implementations[name]

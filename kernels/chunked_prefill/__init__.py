@@ -6,10 +6,9 @@ must agree with it for every argument that passes the checks here.
 
 import jax
 
-from kernels.checks import check_int32, check_limits, check_queries, pick, require
+from kernels.checks import check_int32, check_limits, check_queries, require
 from kernels.chunked_prefill import reference
-
-IMPLEMENTATIONS = {"xla": reference.chunked_prefill}
+from kernels.implementations import resolve
 
 
 def chunked_prefill(
@@ -29,8 +28,8 @@ def chunked_prefill(
     Args:
         q: float32 or bfloat16 `[T, N, H]`. Tokens cu_q_lens[r]..cu_q_lens[r+1]-1 belong to sequence r and
             are its last positions; tokens from cu_q_lens[R] on are padding.
-        kv_pages: `[P, K, 2, page, H]` (see `kernels.kv_pool`); not donated. The tokens' own KV is already in
-            it.
+        kv_pages: `[P, K, 2, page, H]` or side by side (see `kernels.kv_pool`); not donated. The tokens' own KV is
+            already in it.
         page_table: `int32[R, W]`; column j of row r is the page of positions j*page..(j+1)*page-1. Columns
             past the context may hold any valid page number.
         cu_q_lens: `int32[R + 1]`, starts at 0, never falls, ends at most at T. Unused sequences are empty.
@@ -38,7 +37,7 @@ def chunked_prefill(
         scale: factor on the scores, usually H**-0.5.
         sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None sees all.
         soft_cap: scores become soft_cap * tanh(score / soft_cap) after scaling; None leaves them.
-        implementation: "xla", or None to let the op choose.
+        implementation: see `kernels.implementations`; None lets the op choose.
 
     Returns:
         `[T, N, H]` of q's type, zero for padding. Pages outside a context are never looked at.
@@ -56,8 +55,9 @@ def chunked_prefill(
         f"page_table has {page_table.shape[0]} sequences, context_lens {context_lens.shape[0]}, "
         f"cu_q_lens {cu_q_lens.shape[0] - 1} (one entry more)",
     )
-    run = pick("chunked_prefill", implementation, IMPLEMENTATIONS)
-    return run(
+    if resolve("chunked_prefill", implementation) != "xla":
+        raise ValueError("chunked_prefill: there is no kernel yet; allowed: implementation='xla'")
+    return reference.chunked_prefill(
         q,
         kv_pages,
         page_table,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.kv_pool import SENTINEL_PAGE, from_storage, take_pages
+from kernels.kv_pool import SENTINEL_PAGE, from_storage, pool_dims, split_kv, take_pages
 from kernels.softmax import MASKED, cap, normalized, product
 
 MAX_QUERY_BLOCK = 128
@@ -66,7 +66,7 @@ def attend_block(
     soft_cap: float | None,
 ) -> jax.Array:
     """Attention of one block's queries `[T, K, G, H]` over their context, float32 `[K, G, T, H]`."""
-    page_size = kv_pages.shape[3]
+    page_size = pool_dims(kv_pages.shape).page_size
     size = max(1, CONTEXT_BLOCK_TOKENS // page_size)
     q_kgth = q.transpose(1, 2, 0, 3)
     end = block.position + block.num_tokens
@@ -78,17 +78,17 @@ def attend_block(
         columns = index * size + jnp.arange(size, dtype=jnp.int32)
         exists = (columns * page_size < end) & ((columns + 1) * page_size > begin)
         ids = jnp.where(exists, table_row[jnp.minimum(columns, table_row.shape[0] - 1)], SENTINEL_PAGE)
-        kv = from_storage(take_pages(kv_pages, ids))
-        kv = kv.transpose(1, 2, 0, 3, 4).reshape(kv.shape[1], 2, size * page_size, kv.shape[4])
+        pages = split_kv(from_storage(take_pages(kv_pages, ids)))
+        k, v = (x.transpose(1, 0, 2, 3).reshape(x.shape[1], size * page_size, x.shape[3]) for x in pages)
         keys = index * (size * page_size) + jnp.arange(size * page_size, dtype=jnp.int32)
         seen = keys <= positions
         if sliding_window is not None:
             seen &= keys > positions - sliding_window
-        scores = cap(product("kgth,ksh->kgts", q_kgth, kv[:, 0]) * scale, soft_cap)
+        scores = cap(product("kgth,ksh->kgts", q_kgth, k) * scale, soft_cap)
         scores = jnp.where(seen, scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(axis=3))
         weights = jnp.where(seen, jnp.exp(scores - new_peak[..., None]), 0)
-        values = jnp.where(((keys >= begin) & (keys < end))[:, None], kv[:, 1], 0)
+        values = jnp.where(((keys >= begin) & (keys < end))[:, None], v, 0)
         decay = jnp.exp(peak - new_peak)
         weighted = weighted * decay[..., None] + product("kgts,ksh->kgth", weights, values)
         return new_peak, total * decay + weights.sum(axis=3), weighted
@@ -121,7 +121,7 @@ def chunked_prefill(
     blocks = list_blocks(cu_q_lens, block_tokens)
     shape = (num_tokens + block_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     # A block reads and writes block_tokens rows from its first token on. Rows past its end are zeroed here
-    # and # belong to a later block, which overwrites them, or to the padding.
+    # and belong to a later block, which overwrites them, or to the padding.
     q_padded = jnp.pad(q, ((0, block_tokens), (0, 0), (0, 0))).reshape(shape)
 
     def write_block(index: jax.Array, written: jax.Array) -> jax.Array:

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 import jax
 
-from kernels.checks import check_int32, check_pool, pick, require
+from kernels.checks import check_int32, check_pool, require
+from kernels.implementations import resolve
 from kernels.kv_pack import reference
-
-GATHER = {"xla": reference.gather_pages}
-SCATTER = {"xla": reference.scatter_pages}
 
 
 def check_pools(pools: Sequence[jax.Array]) -> None:
@@ -30,19 +28,22 @@ def gather_pages(pools: Sequence[jax.Array], page_ids: jax.Array, *, implementat
     """Copies pages of all layers into one array.
 
     Args:
-        pools: L arrays `[P, K, 2, page, H]` of one shape and type; not donated.
+        pools: L arrays `[P, K, 2, page, H]`, or side by side (see `kernels.kv_pool`), of one shape and type; not
+            donated.
         page_ids: `int32[n]`, inside the pool; padding entries are 0, the sentinel.
-        implementation: "xla", or None to let the op choose.
+        implementation: see `kernels.implementations`; None lets the op choose.
 
     Returns:
-        `[L, n, K, 2, page, H]`, of the pools' storage type.
+        `[L, n, ...]`: for each layer the n pages as the pools lay them out, of the pools' storage type.
 
     Raises:
         ValueError: an argument's shape or type is wrong; the text names it.
     """
     check_pools(pools)
     check_int32("page_ids", page_ids, 1)
-    return pick("gather_pages", implementation, GATHER)(pools, page_ids)
+    if resolve("gather_pages", implementation) != "xla":
+        raise ValueError("gather_pages: there is no kernel yet; allowed: implementation='xla'")
+    return reference.gather_pages(pools, page_ids)
 
 
 def scatter_pages(
@@ -56,11 +57,12 @@ def scatter_pages(
     """The pools with page `page_ids[i]` of layer l replaced by `chunk[l, source[i]]`.
 
     Args:
-        pools: L arrays `[P, K, 2, page, H]` of one shape and type; donate them to the enclosing jit.
-        chunk: `[L, m, K, 2, page, H]`, of the pools' storage type.
+        pools: L arrays `[P, K, 2, page, H]`, or side by side (see `kernels.kv_pool`), of one shape and type;
+            donate them to the enclosing jit.
+        chunk: `[L, m, ...]` as `gather_pages` returns it, of the pools' storage type.
         source: `int32[n]`, entries of the chunk, 0..m-1.
         page_ids: `int32[n]`, distinct pages; padding entries are 0, the sentinel, and may repeat.
-        implementation: "xla", or None to let the op choose.
+        implementation: see `kernels.implementations`; None lets the op choose.
 
     Returns:
         L arrays like `pools`.
@@ -73,11 +75,13 @@ def scatter_pages(
     check_int32("page_ids", page_ids, 1)
     require(source.shape == page_ids.shape, f"{source.shape=} differs from {page_ids.shape=}")
     require(
-        chunk.ndim == 6
+        chunk.ndim == pools[0].ndim + 1
         and chunk.shape[0] == len(pools)
         and chunk.shape[2:] == pools[0].shape[1:]
         and chunk.dtype == pools[0].dtype,
         f"chunk is {chunk.dtype}{list(chunk.shape)}; pools need "
         f"{pools[0].dtype}[{len(pools)}, m, {', '.join(map(str, pools[0].shape[1:]))}]",
     )
-    return pick("scatter_pages", implementation, SCATTER)(pools, chunk, source, page_ids)
+    if resolve("scatter_pages", implementation) != "xla":
+        raise ValueError("scatter_pages: there is no kernel yet; allowed: implementation='xla'")
+    return reference.scatter_pages(pools, chunk, source, page_ids)

@@ -6,10 +6,9 @@ must agree with it for every argument that passes the checks here.
 
 import jax
 
-from kernels.checks import check_int32, check_limits, check_queries, pick, require
+from kernels.checks import check_int32, check_limits, check_queries, require
+from kernels.implementations import resolve
 from kernels.paged_decode import reference
-
-IMPLEMENTATIONS = {"xla": reference.paged_decode}
 
 
 def paged_decode(
@@ -27,8 +26,8 @@ def paged_decode(
 
     Args:
         q: float32 or bfloat16 `[B, N, H]`, one token per sequence.
-        kv_pages: `[P, K, 2, page, H]` (see `kernels.kv_pool`); not donated. The token's own KV is already in
-            it.
+        kv_pages: `[P, K, 2, page, H]` or side by side (see `kernels.kv_pool`); not donated. The token's own KV is
+            already in it.
         page_table: `int32[B, W]`; column j of row b is the page of positions j*page..(j+1)*page-1. Columns
             past the context may hold any valid page number.
         context_lens: `int32[B]`, tokens of each sequence including the one being decoded, at most W*page. A
@@ -36,7 +35,7 @@ def paged_decode(
         scale: factor on the scores, usually H**-0.5.
         sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None sees all.
         soft_cap: scores become soft_cap * tanh(score / soft_cap) after scaling; None leaves them.
-        implementation: "xla", or None to let the op choose.
+        implementation: see `kernels.implementations`; None lets the op choose.
 
     Returns:
         `[B, N, H]` of q's type. Pages outside the context (or window) are never looked at, whatever they
@@ -53,5 +52,8 @@ def paged_decode(
         page_table.shape[0] == context_lens.shape[0] == q.shape[0],
         f"q has {q.shape[0]} rows, page_table {page_table.shape[0]}, context_lens {context_lens.shape[0]}",
     )
-    run = pick("paged_decode", implementation, IMPLEMENTATIONS)
-    return run(q, kv_pages, page_table, context_lens, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap)
+    if resolve("paged_decode", implementation) != "xla":
+        raise ValueError("paged_decode: there is no kernel yet; allowed: implementation='xla'")
+    return reference.paged_decode(
+        q, kv_pages, page_table, context_lens, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
+    )

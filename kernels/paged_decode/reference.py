@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.kv_pool import SENTINEL_PAGE, from_storage, take_pages
+from kernels.kv_pool import SENTINEL_PAGE, from_storage, pool_dims, split_kv, take_pages
 from kernels.softmax import MASKED, cap, normalized, product
 
 MIN_BLOCK_TOKENS = 512
@@ -83,7 +83,8 @@ def paged_decode(
 ) -> jax.Array:
     """See `kernels.paged_decode.paged_decode`."""
     num_rows, num_heads, head_dim = q.shape
-    num_kv_heads, page_size = kv_pages.shape[1], kv_pages.shape[3]
+    pool = pool_dims(kv_pages.shape)
+    num_kv_heads, page_size = pool.num_kv_heads, pool.page_size
     q_bkgh = q.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
     block_tokens = min(max(BLOCK_TOKENS_PER_ROW * num_rows, MIN_BLOCK_TOKENS), MAX_BLOCK_TOKENS)
     size = max(1, block_tokens // page_size)
@@ -92,13 +93,13 @@ def paged_decode(
     def merge_block(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         peak, total, weighted = state  # [B, K, G], [B, K, G], [B, K, G, H]
         block = page_block(pages, page_table, context_lens, index, size, page_size, sliding_window)
-        kv = from_storage(take_pages(kv_pages, block.ids))
+        k, v = split_kv(from_storage(take_pages(kv_pages, block.ids)))
         live = block.live[:, None, None]
-        scores = cap(product("nkgh,nksh->nkgs", q_bkgh[block.rows], kv[:, :, 0]) * scale, soft_cap)
+        scores = cap(product("nkgh,nksh->nkgs", q_bkgh[block.rows], k) * scale, soft_cap)
         scores = jnp.where(live, scores, MASKED)
         new_peak = peak.at[block.rows].max(scores.max(axis=3))
         weights = jnp.where(live, jnp.exp(scores - new_peak[block.rows][..., None]), 0)
-        values = jnp.where(block.live[:, None, :, None], kv[:, :, 1], 0)
+        values = jnp.where(block.live[:, None, :, None], v, 0)
         decay = jnp.exp(peak - new_peak)
         total = (total * decay).at[block.rows].add(weights.sum(axis=3))
         partial = product("nkgs,nksh->nkgh", weights, values)

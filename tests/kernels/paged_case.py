@@ -30,6 +30,7 @@ def paged_case(
     extra_columns: int = 3,
     window: int | None = None,
     lowest_position: int | None = None,
+    side_by_side: bool = False,
     seed: int = 0,
 ) -> PagedCase:
     """Sequences of the given lengths in shuffled pages; columns past a context point at random (NaN) pages.
@@ -53,6 +54,8 @@ def paged_case(
         for position in range(first, length):
             page = table[row, position // page_size]
             kv_pages[page, :, :, position % page_size] = dense[:, row, position].swapaxes(0, 1)
+    if side_by_side:
+        kv_pages = np.concatenate([kv_pages[:, :, 0], kv_pages[:, :, 1]], axis=-1)
     stored = to_storage(jnp.asarray(kv_pages), storage_dtype(dtype, jax.default_backend()))
     return PagedCase(stored, jnp.asarray(table), np.array(context_lens, np.int32), dense[0], dense[1])
 

@@ -52,6 +52,13 @@ def test_many_query_and_context_blocks() -> None:
     np.testing.assert_allclose(run(case, q, q_lens), expected(case, q, q_lens), atol=2e-6)
 
 
+def test_keys_and_values_side_by_side() -> None:
+    q_lens, lengths = [5, 30], [19, 30]
+    case = paged_case(lengths, page_size=16, head_dim=64, side_by_side=True)
+    q = queries(40, 6, 64)
+    np.testing.assert_allclose(run(case, q, q_lens), expected(case, q, q_lens), atol=2e-6)
+
+
 def test_a_chunk_without_padding_and_one_with_nothing_else() -> None:
     case = paged_case([13, 9])
     q = queries(16)
@@ -117,7 +124,7 @@ def test_scratch_memory_does_not_follow_the_pool_or_the_table(storage: str) -> N
         ({"q": jnp.zeros((6, 3, 32))}, "3 heads.*multiple of the 2 kv heads"),
         ({"cu_q_lens": jnp.zeros(2, jnp.int32)}, "page_table has 2 sequences, context_lens 2, cu_q_lens 1"),
         ({"cu_q_lens": jnp.zeros(3)}, "cu_q_lens must be int32"),
-        ({"implementation": "mosaic"}, "'mosaic' is not one of xla"),
+        ({"implementation": "mosaic"}, "'mosaic' is not one of xla, pallas"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, object], message: str) -> None:

@@ -31,6 +31,16 @@ def test_each_token_lands_in_its_slot_and_nowhere_else(dtype: str) -> None:
     np.testing.assert_array_equal(written[1:], want[1:])
 
 
+def test_keys_and_values_side_by_side() -> None:
+    slots = np.array([PAGE + 3, 5 * PAGE], np.int32)
+    k, v = tokens(2, "float32"), tokens(2, "float32") + 1
+    pool = jnp.zeros((P, K, PAGE, 2 * H))
+    want = np.zeros(pool.shape, np.float32)
+    want[1, :, 3, :H], want[1, :, 3, H:] = k[0], v[0]
+    want[5, :, 0, :H], want[5, :, 0, H:] = k[1], v[1]
+    np.testing.assert_array_equal(write_kv(pool, k, v, jnp.asarray(slots)), want)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_donated_pool_is_written_in_place(dtype: str) -> None:
     pool = empty(dtype, num_pages=256)
@@ -47,7 +57,7 @@ def test_a_donated_pool_is_written_in_place(dtype: str) -> None:
         ({"k": jnp.zeros((4, K, H + 1))}, r"k must be \[4, 2, 32\], got \[4, 2, 33\]"),
         ({"v": jnp.zeros((4, K, H), jnp.bfloat16)}, "v is bfloat16 but kv_pages holds float32"),
         ({"slots": jnp.zeros((4, 1), jnp.int32)}, "slots must be int32 with 1 axes"),
-        ({"implementation": "x"}, "'x' is not one of xla"),
+        ({"implementation": "x"}, "'x' is not one of xla, pallas"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, object], message: str) -> None:
