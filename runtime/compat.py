@@ -1,6 +1,7 @@
 """What differs between the jax versions that we support, and what jax leaves without types, behind one name each."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -21,6 +22,13 @@ def over_shards(function: Callable[..., Any], mesh: Any, in_specs: Any, out_spec
     """
     mapped: Any = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return mapped  # type: ignore[no-any-return]
+
+
+def traced_for(mesh: Any) -> AbstractContextManager[Any]:
+    """Inside, programs are traced for the devices of `mesh`; None changes nothing."""
+    set_mesh: Any = jax.set_mesh
+    context: AbstractContextManager[Any] = nullcontext() if mesh is None else set_mesh(mesh)
+    return context
 
 
 def on_compilation(callback: Callable[[], None]) -> None:

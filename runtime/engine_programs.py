@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.implementations import Implementation
 from kernels.kv_pack import gather_pages, scatter_pages
 from runtime import compat
 from runtime.buckets import Buckets
@@ -26,7 +27,10 @@ INIT = Key("init")
 
 
 class EngineParts(NamedTuple):
-    """What the programs of one engine are made from; gathered pages come in `fragments` arrays."""
+    """What the programs of one engine are made from; gathered pages come in `fragments` arrays.
+
+    `kernels` computes all that touches the pool; `params` may be shapes with shardings.
+    """
 
     spec: EngineSpec
     config: StepConfig
@@ -35,6 +39,7 @@ class EngineParts(NamedTuple):
     placement: Placement
     buckets: Buckets
     fragments: int
+    kernels: Implementation = "xla"
 
     def chunk(self, num_pages: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """That many gathered pages."""
@@ -78,7 +83,10 @@ def step_key(num_tokens: int, num_decode: int) -> Key:
 def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
     """All programs of an engine, registered and not yet compiled."""
     buckets, placement = parts.buckets, parts.placement
-    programs = Programs("highest" if parts.config.model.dtype == jnp.float32 else None)
+    programs = Programs(
+        "highest" if parts.config.model.dtype == jnp.float32 else None,
+        placement.mesh if parts.kernels == "pallas" else None,
+    )
     pool, rows = parts.state_shapes
     everywhere, pooled = placement.replicated, placement.pool
 
@@ -105,7 +113,7 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
         wide = shaped(writer.wide_zeros(size), everywhere)
         write_args = (rows, ints(size, writer.packed_size), wide)
         add(Key("set_rows", size), writer.write, write_args, (0,), everywhere)
-    gather, insert = _gather(placement, parts.fragments), _insert(placement)
+    gather, insert = _gather(placement, parts.fragments, parts.kernels), _insert(placement, parts.kernels)
     for size in buckets.gather:
         add(Key("gather", size), gather, (pool, ints(size)), (), placement.chunk)
     for size in buckets.insert:
@@ -131,11 +139,11 @@ def _sample(config: StepConfig) -> Callable[..., Any]:
     return functools.partial(sample_step, config=config)
 
 
-def _gather(placement: Placement, fragments: int) -> Callable[..., Any]:
+def _gather(placement: Placement, fragments: int, kernels: Implementation) -> Callable[..., Any]:
     """(pool, int32[n] pages) -> the pages of all layers in `fragments` arrays, each device's heads in equal parts."""
 
     def gather(pool: Pool, pages: jax.Array) -> tuple[jax.Array, ...]:
-        gathered = gather_pages(pool, pages)
+        gathered = gather_pages(pool, pages, implementation=kernels)
         return (gathered,) if fragments == 1 else tuple(jnp.split(gathered, fragments, axis=2))
 
     if placement.shared_mesh is None:
@@ -143,12 +151,12 @@ def _gather(placement: Placement, fragments: int) -> Callable[..., Any]:
     return compat.over_shards(gather, placement.mesh, (POOL_SPEC, EVERYWHERE), CHUNK_SPEC)
 
 
-def _insert(placement: Placement) -> Callable[..., Any]:
+def _insert(placement: Placement, kernels: Implementation) -> Callable[..., Any]:
     """(pool, what `_gather` gives, int32[2, n] pages of the chunk over pages of the pool) -> pool."""
 
     def insert(pool: Pool, chunk: tuple[jax.Array, ...], index: jax.Array) -> Pool:
         pages = chunk[0] if len(chunk) == 1 else jnp.concatenate(chunk, axis=2)
-        return scatter_pages(pool, pages, index[0], index[1])
+        return scatter_pages(pool, pages, index[0], index[1], implementation=kernels)
 
     if placement.shared_mesh is None:
         return insert

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import numpy as np
 
+from kernels.implementations import Implementation
 from runtime import compat
 from runtime.buckets import Buckets, fit, fit_mixed, plan_buckets
 from runtime.compile_cache import compilations
@@ -37,7 +38,7 @@ from runtime.model_config import ModelConfig
 from runtime.placement import Placement
 from runtime.programs import Key, Programs, Progress
 from runtime.step_inputs import StepLayout, pack_sample
-from runtime.steps import PAGED_ATTENTION, AttentionOps, Drawn, Pool, StepConfig
+from runtime.steps import AttentionOps, Drawn, PagedAttention, Pool, StepConfig
 from runtime.topology import Role
 
 _T = TypeVar("_T")
@@ -90,7 +91,8 @@ class JaxEngine:
     """`Engine` on one slice. `params` may be shared with other engines on the same devices; they are never donated.
 
     `chunk_heads` is how many kv heads of a device travel together (`runtime.kv_reshard`): by default all of them, and
-    less where slices of unequal TP exchange chunks.
+    less where slices of unequal TP exchange chunks. `kernels` is the implementation of everything that touches the
+    pool (`runtime.attention_backend`); `attention` replaces what it computes attention with, for benchmarks.
 
     The constructor makes the empty state; `warm_up` makes the programs. Without it each compiles at its first use.
     """
@@ -104,7 +106,8 @@ class JaxEngine:
         role: Role,
         devices: Sequence[jax.Device],
         use_sort: bool = False,
-        attention: AttentionOps = PAGED_ATTENTION,
+        kernels: Implementation = "xla",
+        attention: AttentionOps | None = None,
         chunk_heads: int | None = None,
     ) -> None:
         self._spec = spec
@@ -117,12 +120,13 @@ class JaxEngine:
         local_heads = KvHeads(model.num_kv_heads, self._placement.tp).local
         self._parts = EngineParts(
             spec=spec,
-            config=StepConfig(model, spec.page_size, use_sort, attention, shared),
-            pool=pool_shape(model, spec.page_size, platform, self._placement.tp),
+            config=StepConfig(model, spec.page_size, use_sort, attention or PagedAttention(kernels), shared),
+            pool=pool_shape(model, spec.page_size, platform, self._placement.tp, kernels=kernels != "xla"),
             params=params,
             placement=self._placement,
             buckets=self._buckets,
             fragments=local_heads // (chunk_heads or local_heads),
+            kernels=kernels,
         )
         self._depth = _Depth(MAX_PROGRAMS_IN_FLIGHT if platform == "cpu" and shared is not None else None)
         self._writer = RowWriter(spec.num_rows, self._parts.table_width, spec.vocab_size)

@@ -1,8 +1,8 @@
 """The paged KV pool: its shape, what a page costs, and how many pages a device can have. Pure functions.
 
-The pool is a list of L arrays `[num_pages, K, 2, page_size, H]`, K before V in the axis of two, in the storage type
-that `kernels.kv_pool` names for the model's dtype and the platform. On a slice of several devices it is split over the
-heads, which are repeated where there are more devices than heads.
+The pool is a list of L arrays `[num_pages, K, 2, page_size, H]`, K before V in the axis of two, or side by side where
+the TPU kernels want it so, in the storage type that `kernels.kv_pool` names for the model's dtype and the platform.
+On a slice of several devices it is split over the heads, which are repeated where there are more devices than heads.
 Page 0 is the sentinel. Which page belongs to whom is decided elsewhere, on the host.
 """
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 
-from kernels.kv_pool import storage_dtype
+from kernels.kv_pool import SIDE_BY_SIDE_HEAD_DIM, PoolDims, storage_dtype
 from runtime.errors import UsageError
 from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
@@ -29,13 +29,17 @@ SMALLEST_POOL_PAGES = 2
 
 
 class PoolShape(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes of one slice's pool, over all its devices; `dtype` is the name of the storage type."""
+    """Sizes of one slice's pool, over all its devices; `dtype` is the name of the storage type.
+
+    `side_by_side` is the layout of `kernels.kv_pool`.
+    """
 
     num_layers: int
     num_kv_heads: int
     page_size: int
     head_dim: int
     dtype: str
+    side_by_side: bool = False
 
     @property
     def page_bytes(self) -> int:
@@ -45,7 +49,7 @@ class PoolShape(msgspec.Struct, frozen=True, kw_only=True):
 
     def layer(self, num_pages: int) -> tuple[int, ...]:
         """Shape of one layer's array."""
-        return (num_pages, self.num_kv_heads, 2, self.page_size, self.head_dim)
+        return PoolDims(num_pages, self.num_kv_heads, self.page_size, self.head_dim, self.side_by_side).shape
 
     def chunk(self, num_pages: int, fragments: int = 1) -> tuple[int, ...]:
         """Shape of that many gathered pages of all layers, in one of `fragments` equal parts of each device's heads."""
@@ -53,14 +57,18 @@ class PoolShape(msgspec.Struct, frozen=True, kw_only=True):
         return (self.num_layers, pages, num_heads // fragments, *rest)
 
 
-def pool_shape(model: ModelConfig, page_size: int, platform: str, tp: int = 1) -> PoolShape:
-    """The pool of a model on a slice of `tp` devices of a platform ("cpu", "tpu", "gpu")."""
+def pool_shape(model: ModelConfig, page_size: int, platform: str, tp: int = 1, *, kernels: bool = False) -> PoolShape:
+    """The pool of a model on a slice of `tp` devices of a platform ("cpu", "tpu", "gpu").
+
+    With `kernels` it is what the Pallas kernels take, interpreted ones on a CPU as well.
+    """
     return PoolShape(
         num_layers=model.num_layers,
         num_kv_heads=KvHeads(model.num_kv_heads, tp).pool_heads,
         page_size=page_size,
         head_dim=model.head_dim,
-        dtype=storage_dtype(model.dtype, platform).name,
+        dtype=storage_dtype(model.dtype, "tpu" if kernels else platform).name,
+        side_by_side=kernels and model.head_dim == SIDE_BY_SIDE_HEAD_DIM,
     )
 
 

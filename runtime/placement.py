@@ -24,8 +24,11 @@ HEADS_SPEC = _spec(None, TP_AXIS, None)
 LOGITS_SPEC = _spec(None, TP_AXIS)
 """Of logits `[S, V]` as a split head makes them."""
 
-POOL_SPEC = _spec(None, TP_AXIS, None, None, None)
-CHUNK_SPEC = _spec(None, None, TP_AXIS, None, None, None)
+POOL_SPEC = _spec(None, TP_AXIS)
+"""Of a layer's pool, in either layout: pages, heads, and the rest whole."""
+
+CHUNK_SPEC = _spec(None, None, TP_AXIS)
+"""Of gathered pages: layers, pages, heads, and the rest whole."""
 
 
 class Placement:
@@ -35,9 +38,9 @@ class Placement:
         self.mesh = Mesh(np.array(list(devices)), (TP_AXIS,), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(self.mesh, EVERYWHERE)
         self.pool = NamedSharding(self.mesh, POOL_SPEC)
-        """Of each layer's `[P, K, 2, page, H]`."""
+        """Of each layer's pool, `[P, K, ...]`."""
         self.chunk = NamedSharding(self.mesh, CHUNK_SPEC)
-        """Of each array of gathered pages, `[L, n, K, 2, page, H]`."""
+        """Of each array of gathered pages, `[L, n, K, ...]`."""
 
     @property
     def tp(self) -> int:

@@ -48,7 +48,9 @@ def make_plan(settings: Settings, say: Callable[[str], None] = lambda line: None
 
     A hub model that is not on this machine is downloaded; `say` is told.
     """
-    settings.sizes_for(resolve_platform(settings.device, settings.parsed_topology(), settings.tp_size))
+    platform = resolve_platform(settings.device, settings.parsed_topology(), settings.tp_size)
+    settings.sizes_for(platform)
+    settings.check_attention_backend(platform)
     name, folder = find_model(settings, say)
     return plan_for(settings, name, folder)
 

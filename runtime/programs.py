@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
+from runtime import compat
 from runtime.host_memory import give_back
 
 Progress = Callable[[str, int, int], None]
@@ -32,10 +34,14 @@ class Key(NamedTuple):
 
 
 class Programs:
-    """Programs by key. `precision` is jax's matmul precision, None for its default."""
+    """Programs by key. `precision` is jax's matmul precision, None for its default.
 
-    def __init__(self, precision: str | None) -> None:
+    `mesh` is set while they are traced: Pallas reads from it which chip it compiles for. None sets none.
+    """
+
+    def __init__(self, precision: str | None, mesh: Mesh | None = None) -> None:
         self._precision = precision
+        self._mesh = mesh
         self._lower: dict[Key, Callable[[], jax.stages.Lowered]] = {}
         self._compiled: dict[Key, jax.stages.Compiled] = {}
 
@@ -71,5 +77,5 @@ class Programs:
                 progress(str(futures[future]), done, len(self))
 
     def _compile(self, key: Key) -> None:
-        with jax.default_matmul_precision(self._precision):
+        with jax.default_matmul_precision(self._precision), compat.traced_for(self._mesh):
             self._compiled[key] = self._lower[key]().compile()

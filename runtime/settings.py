@@ -15,6 +15,7 @@ from runtime.topology import Topology, parse_topology
 DeviceKind = Literal["auto", "cpu", "tpu", "gpu"]
 Platform = Literal["cpu", "tpu", "gpu"]
 DType = Literal["auto", "bfloat16", "float32"]
+AttentionBackend = Literal["auto", "pallas", "pallas-interpret", "xla"]
 
 MIN_PAGE_SIZE = 8
 """A decode write is a read-modify-write of an aligned group of 8 tokens."""
@@ -61,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tp_size: int = 1
     device: DeviceKind = "auto"
     dtype: DType = "auto"
+    attention_backend: AttentionBackend = "auto"
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
@@ -101,6 +103,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             chunked_prefill_size=None if whole else chunk,
             max_running_requests=self.max_running_requests or default.max_running_requests,
         )
+
+    def check_attention_backend(self, platform: Platform) -> None:
+        """Raises UsageError for kernels that `platform` cannot run."""
+        wanted = {"pallas": "tpu", "pallas-interpret": "cpu"}.get(self.attention_backend, platform)
+        if wanted != platform:
+            others = {"cpu": "pallas-interpret, ", "tpu": "pallas, ", "gpu": ""}[platform]
+            raise UsageError(f"--attention-backend {self.attention_backend} on {platform}: allowed: {others}auto, xla")
 
     def parsed_topology(self) -> Topology | None:
         """The topology that was asked for, or None when none was."""

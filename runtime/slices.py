@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import msgspec
 
+from kernels.implementations import Implementation
+from runtime.attention_backend import choose_backend
 from runtime.cli.console import Advance, Report, human_bytes
 from runtime.devices import free_host_bytes
 from runtime.engine import EngineSpec
@@ -34,6 +36,7 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
         """Engines by slice name, warm. Raises UsageError when weights do not fit their config or the memory."""
         with _memory_told():
             engines = self._engines(self._weights(report))
+            report.table([("attention", self._attention())])
             report.table([(part.name, self._described(part, engines[part.name].spec)) for part in self.topology.slices])
             _warm_up(engines, report)
         return engines
@@ -62,6 +65,7 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
                 role=part.role,
                 devices=self._devices_of(part),
                 use_sort=self.plan.settings.use_sort_for_toppk_minp,
+                kernels=self._kernels(len(part.devices))[0],
                 chunk_heads=chunk_heads,
             )
             for part in self.topology.slices
@@ -91,12 +95,23 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
 
     def _pool_shape(self, tp: int) -> PoolShape:
         page_size = self.plan.settings.sizes_for(self.platform).page_size
-        return pool_shape(self.plan.config, page_size, self.platform, tp)
+        kernels, _ = self._kernels(tp)
+        return pool_shape(self.plan.config, page_size, self.platform, tp, kernels=kernels != "xla")
+
+    def _kernels(self, tp: int) -> tuple[Implementation, str]:
+        settings = self.plan.settings
+        page_size = settings.sizes_for(self.platform).page_size
+        return choose_backend(settings.attention_backend, self.platform, self.plan.config, page_size, tp)
 
     @property
     def _widths(self) -> tuple[int, ...]:
         """The TPs that there are, each once."""
         return tuple(dict.fromkeys(len(part.devices) for part in self.topology.slices))
+
+    def _attention(self) -> str:
+        """What computes attention, and why where that is not what a reader expects."""
+        chosen = dict.fromkeys(self._kernels(tp) for tp in self._widths)
+        return "; ".join(f"{name} ({reason})" if reason else name for name, reason in chosen)
 
     def _loading(self, tp: int) -> str:
         return "loading weights" if len(self._widths) == 1 else f"loading weights, TP {tp}"

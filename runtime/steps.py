@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from kernels.chunked_prefill import chunked_prefill
+from kernels.implementations import Implementation
 from kernels.kv_write import write_kv
 from kernels.paged_decode import paged_decode
 from runtime import compat, sampler
@@ -43,7 +44,11 @@ class Drawn(NamedTuple):
 
 
 class AttentionOps(Protocol):
-    """The two attention kernels; the benchmark swaps them for a passthrough."""
+    """Writing KV and the two attention kernels; the benchmark swaps the latter for a passthrough. Hashable."""
+
+    def write(self, kv_pages: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
+        """`kernels.kv_write`."""
+        ...
 
     def prefill(
         self,
@@ -73,14 +78,62 @@ class AttentionOps(Protocol):
         ...
 
 
-class PagedAttention:
-    """The real thing."""
+class PagedAttention(NamedTuple):
+    """The real thing, computed by one implementation."""
 
-    prefill = staticmethod(chunked_prefill)
-    decode = staticmethod(paged_decode)
+    implementation: Implementation = "xla"
+
+    def write(self, kv_pages: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
+        """`kernels.kv_write`."""
+        return write_kv(kv_pages, k, v, slots, implementation=self.implementation)
+
+    def prefill(
+        self,
+        q: jax.Array,
+        kv_pages: jax.Array,
+        page_table: jax.Array,
+        cu_q_lens: jax.Array,
+        context_lens: jax.Array,
+        *,
+        scale: float,
+        sliding_window: int | None = None,
+    ) -> jax.Array:
+        """`kernels.chunked_prefill`."""
+        return chunked_prefill(
+            q,
+            kv_pages,
+            page_table,
+            cu_q_lens,
+            context_lens,
+            scale=scale,
+            sliding_window=sliding_window,
+            implementation=self.implementation,
+        )
+
+    def decode(
+        self,
+        q: jax.Array,
+        kv_pages: jax.Array,
+        page_table: jax.Array,
+        context_lens: jax.Array,
+        *,
+        scale: float,
+        sliding_window: int | None = None,
+    ) -> jax.Array:
+        """`kernels.paged_decode`."""
+        return paged_decode(
+            q,
+            kv_pages,
+            page_table,
+            context_lens,
+            scale=scale,
+            sliding_window=sliding_window,
+            implementation=self.implementation,
+        )
 
 
 PAGED_ATTENTION = PagedAttention()
+"""In plain JAX."""
 
 
 class StepConfig(NamedTuple):
@@ -283,7 +336,7 @@ def _attend(
     attention: AttentionOps,
     window: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    kv = write_kv(kv, k, v, where.slots)
+    kv = attention.write(kv, k, v, where.slots)
     num_decode = 0 if where.decode_lens is None else where.decode_lens.shape[0]
     num_tokens = q.shape[0] - num_decode
     outputs = []

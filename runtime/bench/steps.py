@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import msgspec
 
+from kernels.kv_write import write_kv
 from runtime.bench.machine import Machine
 from runtime.bench.timing import Timing, interleaved
 from runtime.engine import EngineSpec, PrefillSegment, RowState, Step
@@ -23,7 +24,9 @@ PAGE_SIZE = 16
 
 
 class Passthrough:
-    """Attention that returns its queries."""
+    """Attention that returns its queries; KV is written."""
+
+    write = staticmethod(write_kv)
 
     @staticmethod
     def prefill(

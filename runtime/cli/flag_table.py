@@ -66,6 +66,13 @@ PLACEMENT = (
         effect="auto (what $JAX_PLATFORMS names, else what the machine has), cpu, tpu or gpu; a CPU is split into as"
         " many virtual devices as needed",
     ),
+    Flag(
+        names=("--attention-backend",), field="attention_backend", group="devices and slices", metavar="NAME",
+        value=one_of("auto", "pallas", "pallas-interpret", "xla"),
+        effect="what computes attention and moves KV: pallas (TPU kernels), xla (plain JAX, anywhere), pallas-interpret"
+        " (the TPU kernels in an interpreter on a cpu: slow, for tests), or auto: on a TPU pallas where the kernels"
+        " cover the model, else xla",
+    ),
 )  # fmt: skip
 
 MEMORY = (

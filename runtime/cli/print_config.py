@@ -38,6 +38,7 @@ def config_in_force(options: Options) -> str:
     settings = options.settings
     known = {field: _Known(getattr(settings, field), origin) for field, origin in options.origins.items()}
     platform = resolve_platform(settings.device, settings.parsed_topology())
+    settings.check_attention_backend(platform)
     for field, derived in (_of_platform(settings, platform) | _of_model(settings)).items():
         if field not in known:
             known[field] = derived
