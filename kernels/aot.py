@@ -20,19 +20,22 @@ INSTALL_HINT = "libtpu, the TPU compiler, is not installed; install it with `pip
 
 
 class Generation(NamedTuple):
-    """A TPU generation: its name in accelerator types, devices of a chip, and the clock that issue times assume."""
+    """A TPU generation: its name in accelerator types, devices of a chip, the clock that issue times assume, and the
+    memory of a device that the compiler lets programs use.
+    """
 
     accelerator: str
     chip_version: str
     devices_per_chip: int
     clock_ghz: float
     smallest: str
+    hbm_gib: float
 
 
 GENERATIONS = {
-    "v5e": Generation("v5litepod", "v5e", 1, 1.5, "1x1"),
-    "v6e": Generation("v6e", "v6e", 1, 1.75, "1x1"),
-    "tpu7x": Generation("tpu7x", "7x", 2, 2.2, "1x1x1"),
+    "v5e": Generation("v5litepod", "v5e", 1, 1.5, "1x1", 15.75),
+    "v6e": Generation("v6e", "v6e", 1, 1.75, "1x1", 31.24),
+    "tpu7x": Generation("tpu7x", "7x", 2, 2.2, "1x1x1", 94.74),
 }
 
 
@@ -51,6 +54,11 @@ class Target(NamedTuple):
     def clock_ghz(self) -> float:
         """Clock of a TensorCore, for turning bundles into time; approximate."""
         return GENERATIONS[self.generation].clock_ghz
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Memory of one device that programs may use, as the compiler states it when it refuses one."""
+        return int(GENERATIONS[self.generation].hbm_gib * (1 << 30))
 
     def __str__(self) -> str:
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"

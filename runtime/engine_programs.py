@@ -5,7 +5,7 @@ functions are cached by their static arguments, so that engines of equal sizes t
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +14,17 @@ import jax.numpy as jnp
 from kernels.implementations import Implementation
 from kernels.kv_pack import gather_pages, scatter_pages
 from runtime import compat
-from runtime.buckets import Buckets
+from runtime.buckets import Buckets, plan_buckets
 from runtime.device_state import DeviceRows, RowWriter, empty_device_rows
 from runtime.engine import EngineSpec
-from runtime.kv_cache import PoolShape, empty_pool
+from runtime.kv_cache import PoolShape, empty_pool, pool_shape
+from runtime.kv_heads import KvHeads
+from runtime.model_config import ModelConfig
 from runtime.placement import CHUNK_SPEC, EVERYWHERE, POOL_SPEC, Placement, shape_of, shaped, struct
 from runtime.programs import Key, Programs
 from runtime.step_inputs import StepLayout
-from runtime.steps import Pool, StepConfig, forward_step, sample_step
+from runtime.steps import AttentionOps, PagedAttention, Pool, StepConfig, forward_step, sample_step
+from runtime.topology import Role
 
 INIT = Key("init")
 
@@ -72,6 +75,36 @@ class EngineParts(NamedTuple):
         spec = self.spec
         rows = empty_device_rows(spec.num_rows, self.table_width, spec.vocab_size)
         return empty_pool(self.pool, spec.num_pages), rows
+
+
+def engine_parts(
+    model: ModelConfig,
+    params: Any,
+    spec: EngineSpec,
+    *,
+    role: Role,
+    devices: Sequence[jax.Device],
+    use_sort: bool = False,
+    kernels: Implementation = "xla",
+    attention: AttentionOps | None = None,
+    chunk_heads: int | None = None,
+) -> EngineParts:
+    """The parts of an engine for a slice; see `runtime.jax_engine.JaxEngine`. The devices may be there only to compile
+    for, and `params` only shapes.
+    """
+    placement = Placement(devices)
+    local_heads = KvHeads(model.num_kv_heads, placement.tp).local
+    ops = attention or PagedAttention(kernels)
+    return EngineParts(
+        spec=spec,
+        config=StepConfig(model, spec.page_size, use_sort, ops, placement.shared_mesh),
+        pool=pool_shape(model, spec.page_size, devices[0].platform, placement.tp, kernels=kernels != "xla"),
+        params=params,
+        placement=placement,
+        buckets=plan_buckets(role, chunk_tokens=spec.chunk_tokens, num_rows=spec.num_rows, page_size=spec.page_size),
+        fragments=local_heads // (chunk_heads or local_heads),
+        kernels=kernels,
+    )
 
 
 def step_key(num_tokens: int, num_decode: int) -> Key:

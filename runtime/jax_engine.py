@@ -17,7 +17,7 @@ import numpy as np
 
 from kernels.implementations import Implementation
 from runtime import compat
-from runtime.buckets import Buckets, fit, fit_mixed, plan_buckets
+from runtime.buckets import Buckets, fit, fit_mixed
 from runtime.compile_cache import compilations
 from runtime.device_state import DeviceRows, RowWriter
 from runtime.engine import (
@@ -31,14 +31,12 @@ from runtime.engine import (
     Step,
     StepHandle,
 )
-from runtime.engine_programs import INIT, EngineParts, build_programs, step_key
-from runtime.kv_cache import pool_shape
-from runtime.kv_heads import KvHeads
+from runtime.engine_programs import INIT, build_programs, engine_parts, step_key
 from runtime.model_config import ModelConfig
 from runtime.placement import Placement
 from runtime.programs import Key, Programs, Progress
 from runtime.step_inputs import StepLayout, pack_sample
-from runtime.steps import AttentionOps, Drawn, PagedAttention, Pool, StepConfig
+from runtime.steps import AttentionOps, Drawn, Pool
 from runtime.topology import Role
 
 _T = TypeVar("_T")
@@ -112,23 +110,20 @@ class JaxEngine:
     ) -> None:
         self._spec = spec
         self._params = params
-        self._placement = Placement(devices)
-        self._buckets = plan_buckets(
-            role, chunk_tokens=spec.chunk_tokens, num_rows=spec.num_rows, page_size=spec.page_size
-        )
-        platform, shared = devices[0].platform, self._placement.shared_mesh
-        local_heads = KvHeads(model.num_kv_heads, self._placement.tp).local
-        self._parts = EngineParts(
-            spec=spec,
-            config=StepConfig(model, spec.page_size, use_sort, attention or PagedAttention(kernels), shared),
-            pool=pool_shape(model, spec.page_size, platform, self._placement.tp, kernels=kernels != "xla"),
-            params=params,
-            placement=self._placement,
-            buckets=self._buckets,
-            fragments=local_heads // (chunk_heads or local_heads),
+        self._parts = engine_parts(
+            model,
+            params,
+            spec,
+            role=role,
+            devices=devices,
+            use_sort=use_sort,
             kernels=kernels,
+            attention=attention,
+            chunk_heads=chunk_heads,
         )
-        self._depth = _Depth(MAX_PROGRAMS_IN_FLIGHT if platform == "cpu" and shared is not None else None)
+        self._placement, self._buckets = self._parts.placement, self._parts.buckets
+        is_bounded = devices[0].platform == "cpu" and self._placement.shared_mesh is not None
+        self._depth = _Depth(MAX_PROGRAMS_IN_FLIGHT if is_bounded else None)
         self._writer = RowWriter(spec.num_rows, self._parts.table_width, spec.vocab_size)
         self._wide_zeros = {n: self._placement.put(self._writer.wide_zeros(n)) for n in self._buckets.set_rows}
         self._programs = build_programs(self._parts, self._writer)

@@ -101,13 +101,26 @@ def pages_that_fit(
         return cpu_pages(shape, num_rows=num_rows, max_context_tokens=max_context_tokens, pool_bytes=budget)
     free = int(stats["bytes_limit"] * mem_fraction) - stats.get("bytes_in_use", 0)
     most = free * num_devices
-    pages = min(most, most if max_pool_bytes is None else max_pool_bytes) // shape.page_bytes
+    pages = accelerator_pages(
+        shape,
+        num_rows=num_rows,
+        max_context_tokens=max_context_tokens,
+        pool_bytes=min(most, most if max_pool_bytes is None else max_pool_bytes),
+    )
     if pages < SMALLEST_POOL_PAGES:
         raise UsageError(
             f"--mem-fraction-static {mem_fraction}: leaves {max(free, 0) >> 20} MiB for KV on {device}, "
             f"where two pages of --page-size {shape.page_size} take {2 * shape.page_bytes // num_devices >> 10} KiB"
         )
-    return int(min(num_rows * -(-max_context_tokens // shape.page_size) + 1, pages))
+    return pages
+
+
+def accelerator_pages(shape: PoolShape, *, num_rows: int, max_context_tokens: int, pool_bytes: int) -> int:
+    """Pages that `pool_bytes` over all devices of a slice hold, but no more than the rows can ever fill.
+
+    The sentinel is counted. Below `SMALLEST_POOL_PAGES` there is no room for a pool.
+    """
+    return min(num_rows * -(-max_context_tokens // shape.page_size) + 1, pool_bytes // shape.page_bytes)
 
 
 def cpu_pages(shape: PoolShape, *, num_rows: int, max_context_tokens: int, pool_bytes: int) -> int:

@@ -30,17 +30,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def spec(self, platform: Platform, *, num_pages: int, page_bytes: int) -> EngineSpec:
         """The sizes of every slice's engine."""
-        sizes = self.settings.sizes_for(platform)
-        return EngineSpec(
-            page_size=sizes.page_size,
-            num_pages=num_pages,
-            num_rows=sizes.max_running_requests,
-            max_context_tokens=self.max_context_tokens,
-            vocab_size=self.config.vocab_size,
-            chunk_tokens=sizes.chunk_tokens(self.max_context_tokens),
-            max_prefill_segments=MAX_PREFILL_SEGMENTS,
-            page_bytes=page_bytes,
-        )
+        return engine_spec(self.settings, self.config, platform, num_pages=num_pages, page_bytes=page_bytes)
+
+
+def engine_spec(
+    settings: Settings, config: ModelConfig, platform: Platform, *, num_pages: int, page_bytes: int
+) -> EngineSpec:
+    """The sizes of an engine for a model on a platform. Raises UsageError for a context beyond the model's."""
+    sizes, max_context_tokens = settings.sizes_for(platform), context_tokens(settings, config)
+    return EngineSpec(
+        page_size=sizes.page_size,
+        num_pages=num_pages,
+        num_rows=sizes.max_running_requests,
+        max_context_tokens=max_context_tokens,
+        vocab_size=config.vocab_size,
+        chunk_tokens=sizes.chunk_tokens(max_context_tokens),
+        max_prefill_segments=MAX_PREFILL_SEGMENTS,
+        page_bytes=page_bytes,
+    )
 
 
 def make_plan(settings: Settings, say: Callable[[str], None] = lambda line: None) -> Plan:
@@ -57,21 +64,30 @@ def make_plan(settings: Settings, say: Callable[[str], None] = lambda line: None
 
 def plan_for(settings: Settings, name: str, folder: Path) -> Plan:
     """The plan for a model in a folder; `name` is its own name. Raises UsageError."""
-    config = load_model_config(folder)
-    _check_widths(config, settings, settings.parsed_topology())
-    if settings.dtype != "auto":
-        config = msgspec.structs.replace(config, dtype=settings.dtype)
-    limit = config.max_position_embeddings
-    if settings.context_length is not None and settings.context_length > limit:
-        raise UsageError(f"--context-length {settings.context_length}: allowed: at most the model's {limit} tokens")
+    config = config_for(settings, load_model_config(folder))
     return Plan(
         settings=settings,
         folder=folder,
         name=settings.served_model_name or name,
         config=config,
         generation=load_generation_defaults(folder),
-        max_context_tokens=settings.context_length or limit,
+        max_context_tokens=context_tokens(settings, config),
     )
+
+
+def config_for(settings: Settings, config: ModelConfig) -> ModelConfig:
+    """The model as these settings compute it. Raises UsageError unless the slices can share it and the context fits."""
+    _check_widths(config, settings, settings.parsed_topology())
+    context_tokens(settings, config)
+    return config if settings.dtype == "auto" else msgspec.structs.replace(config, dtype=settings.dtype)
+
+
+def context_tokens(settings: Settings, config: ModelConfig) -> int:
+    """Longest prompt and answer together. Raises UsageError for more than the model's."""
+    limit = config.max_position_embeddings
+    if settings.context_length is not None and settings.context_length > limit:
+        raise UsageError(f"--context-length {settings.context_length}: allowed: at most the model's {limit} tokens")
+    return settings.context_length or limit
 
 
 def _check_widths(config: ModelConfig, settings: Settings, topology: Topology | None) -> None:

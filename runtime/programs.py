@@ -5,7 +5,7 @@ Tracing and compiling run in a few threads: XLA compiles without the interpreter
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
@@ -51,6 +51,9 @@ class Programs:
     def add(self, key: Key, lower: Callable[[], jax.stages.Lowered]) -> None:
         """Registers a program; `lower` traces it when it is compiled."""
         self._lower[key] = lower
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._lower)
 
     def __getitem__(self, key: Key) -> Callable[..., Any]:
         """The compiled program; compiled now if warm-up was skipped."""

@@ -21,7 +21,7 @@ from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 from runtime.models.parameters import Params, abstract_params, checkpoint_names
 from runtime.models.sharding import slice_shape, stored_index
-from runtime.placement import Placement
+from runtime.placement import Placement, struct
 from runtime.safetensors_files import StoredTensor, open_checkpoint
 
 Progress = Callable[[int, int], None]
@@ -118,6 +118,19 @@ def bench_params(config: ModelConfig, dtype: DTypeLike, target: Target | None = 
 
     wanted = abstract_params(config, dtype)
     params: Params = jax.tree.map(fill, checkpoint_names(wanted), wanted)
+    return params
+
+
+def params_struct(config: ModelConfig, placement: Placement) -> Params:
+    """Shapes and shardings of a slice's parameters, to compile for without any weights."""
+    heads = KvHeads(config.num_kv_heads, placement.tp)
+
+    def shape(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        on_slice = slice_shape(name, leaf.shape, heads)
+        return struct(on_slice, leaf.dtype, placement.parameter(name, on_slice))
+
+    wanted = abstract_params(config, config.dtype)
+    params: Params = jax.tree.map(shape, checkpoint_names(wanted), wanted)
     return params
 
 

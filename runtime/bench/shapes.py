@@ -3,25 +3,10 @@
 import msgspec
 
 from runtime.errors import UsageError
+from runtime.known_models import KNOWN_MODELS
 from runtime.model_config import ModelConfig
 
-_QWEN2 = ModelConfig(
-    architecture="Qwen2ForCausalLM",
-    vocab_size=151936,
-    hidden_size=1536,
-    intermediate_size=8960,
-    num_layers=28,
-    num_heads=12,
-    num_kv_heads=2,
-    head_dim=128,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    qkv_bias=True,
-    max_position_embeddings=131072,
-    eos_token_ids=(),
-    dtype="bfloat16",
-)
+_QWEN2 = msgspec.structs.replace(KNOWN_MODELS["deepseek-r1-distill-qwen-1.5b"], eos_token_ids=())
 
 SHAPES: dict[str, ModelConfig] = {
     "r1-1.5b": _QWEN2,

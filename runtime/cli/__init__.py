@@ -17,6 +17,7 @@ runtime {__version__}: serves language models with prefill and decode on differe
 usage: runtime COMMAND [FLAGS]
 
   up        load a model and serve the OpenAI API (without --model: the embedded demo model)
+  compile   compile all programs of a topology for a TPU that need not be there, and say whether they fit
   bench     time the engine's prefill and decode steps, without HTTP
   version   print the version
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a process that must end at once exits with its code itself.
 
     0: done, or a server that a signal stopped while it loaded or after it drained.
-    1: the server failed, its shutdown took too long, or nobody reads the output of a command that only prints.
+    1: the server failed, its shutdown took too long, a program does not compile or fit, or nobody reads the output of a
+       command that only prints.
     2: the operator asked for something impossible; one line on standard error says what and what is allowed.
     128+n: ended at once by signal n: the second SIGTERM (143) or Ctrl-C (130) of a server, the first Ctrl-C otherwise.
     """
@@ -48,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"up": _up, "bench": _bench, "version": _version}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "up": _up,
+        "compile": _compile,
+        "bench": _bench,
+        "version": _version,
+    }
     if name in ("-V", "--version"):
         return _version
     if name not in commands:
@@ -65,6 +72,12 @@ def _up(argv: Sequence[str]) -> int:
     from runtime.cli.up import up
 
     return up(settings)
+
+
+def _compile(argv: Sequence[str]) -> int:
+    from runtime.compile.command import run
+
+    return run(argv)
 
 
 def _bench(argv: Sequence[str]) -> int:

@@ -47,7 +47,18 @@ def parse_up(arguments: Sequence[str]) -> Settings | None:
 
 def read_options(arguments: Sequence[str]) -> Options:
     """What flags and file say together. Raises UsageError."""
-    flags = read_command_line(arguments)
+    return _options(read_command_line(arguments))
+
+
+def read_options_and(others: Sequence[Flag], arguments: Sequence[str], command: str) -> tuple[Options, dict[Flag, Any]]:
+    """What flags and file say together, and the values of `others`, which only `command` has. Raises UsageError."""
+    by_name = dict(BY_NAME) | {name: flag for flag in others for name in flag.names}
+    flags = read_command_line(arguments, by_name, command)
+    own = {flag: flags.pop(flag) for flag in others if flag in flags}
+    return _options(flags), own
+
+
+def _options(flags: dict[Flag, Any]) -> Options:
     prints = bool(flags.pop(_PRINT, False))
     path = flags.pop(_CONFIG, None)
     in_file = {} if path is None else read_config_file(Path(path))

@@ -1,7 +1,7 @@
-"""The text of `runtime up --help`, made from the table of flags."""
+"""The text of `runtime up --help`, and the parts that other commands share, made from the table of flags."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from runtime.cli.flag import Flag
 from runtime.cli.flag_table import FLAGS, GROUPS
@@ -29,12 +29,13 @@ environment:
 
 def help_text() -> str:
     """All flags by group, with units, defaults and effects."""
-    return "\n".join([_INTRO, *(_group(group) for group in GROUPS), _EPILOG])
+    return "\n".join([_INTRO, *(group_text(group, FLAGS) for group in GROUPS), _EPILOG])
 
 
-def _group(group: str) -> str:
+def group_text(group: str, flags: Sequence[Flag]) -> str:
+    """Those of the flags that belong to one group."""
     lines = [f"{group}:"]
-    for flag in FLAGS:
+    for flag in flags:
         if flag.group == group:
             lines += _lines(flag)
     return "\n".join(lines) + "\n"
