@@ -1,4 +1,4 @@
-"""The command line of `runtime compile`: the flags of `runtime up`, so that a launch line can be tried, and two more."""
+"""The command line of `runtime compile`: the flags of `runtime up`, as a launch line has them, and two more."""
 
 import sys
 from collections.abc import Sequence
