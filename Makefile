@@ -2,6 +2,7 @@
 #   make up                      serve the demo model            make test    run the tests
 #   make up ARGS="--port 9000"   with flags of `runtime up`      make check   format, lint, types
 #   make up EXTRAS=tpu           with the TPU build of jax       make clean   remove what was made here
+#   make compile ARGS="..."      runtime compile: a topology's programs for a TPU that need not be there
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,10 +18,14 @@ comma := ,
 SERVE := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 DEVELOP := $(VENV)/.installed-test
 
-.PHONY: up test check format clean
+.PHONY: up compile test check format clean
 
 up: $(SERVE)
 	@exec $(BIN)/runtime up $(ARGS)
+
+compile:
+	@$(MAKE) --no-print-directory EXTRAS=tpu $(VENV)/.installed-tpu
+	@exec $(BIN)/runtime compile $(ARGS)
 
 test: $(DEVELOP)
 	@$(BIN)/python -m pytest $(ARGS)

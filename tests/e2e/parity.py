@@ -17,6 +17,7 @@ from actors.client import GenerateRequest
 from actors.messages import Completed, Delta
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
+from kernels.implementations import Implementation
 from runtime.engine import EngineSpec, KvMover
 from runtime.jax_engine import JaxEngine
 from runtime.kv_cache import pool_shape
@@ -60,8 +61,16 @@ class EngineShelf:
     """Engines of one checkpoint, made once and used in every topology that they suit; they are left empty by each."""
 
     def __init__(
-        self, folder: Path, dtype: str, *, chunk_tokens: int = 128, num_pages: int = 1025, num_rows: int = 16
+        self,
+        folder: Path,
+        dtype: str,
+        *,
+        chunk_tokens: int = 128,
+        num_pages: int = 1025,
+        num_rows: int = 16,
+        kernels: Implementation = "xla",
     ) -> None:
+        self._kernels = kernels
         self.config = msgspec.structs.replace(load_model_config(folder), dtype=dtype)
         self._folder = folder
         self._made: dict[tuple[str, int, int], JaxEngine] = {}
@@ -73,7 +82,7 @@ class EngineShelf:
             vocab_size=self.config.vocab_size,
             chunk_tokens=chunk_tokens,
             max_prefill_segments=8,
-            page_bytes=pool_shape(self.config, PAGE_SIZE, "cpu").page_bytes,
+            page_bytes=pool_shape(self.config, PAGE_SIZE, "cpu", kernels=kernels != "xla").page_bytes,
         )
 
     def engines(self, topology: str) -> dict[str, JaxEngine]:
@@ -90,7 +99,13 @@ class EngineShelf:
             devices = jax.devices()[first : first + tp]
             params = load_weights(self._folder, self.config, self.config.dtype, Placement(devices))
             self._made[key] = JaxEngine(
-                self.config, params, self._spec, role=part.role, devices=devices, chunk_heads=chunk_heads
+                self.config,
+                params,
+                self._spec,
+                role=part.role,
+                devices=devices,
+                kernels=self._kernels,
+                chunk_heads=chunk_heads,
             )
         return self._made[key]
 
