@@ -119,6 +119,7 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
     programs = Programs(
         "highest" if parts.config.model.dtype == jnp.float32 else None,
         placement.mesh if parts.kernels == "pallas" else None,
+        alone=parts.kernels == "pallas-interpret",
     )
     pool, rows = parts.state_shapes
     everywhere, pooled = placement.replicated, placement.pool

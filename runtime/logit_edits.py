@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -36,8 +37,18 @@ def penalize(
 
 
 def add_bias(logits: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
-    """Adds `values` float32[B, N] at `ids` int32[B, N]; negative ids are padding, equal ids add up."""
-    return logits.at[_row_column(ids), _or_dropped(ids, logits)].add(values, mode="drop")
+    """Adds `values` float32[B, N] at `ids` int32[B, N]; negative ids are padding, equal ids add up.
+
+    Row by row: as one scatter over all rows, XLA's TPU compiler takes six times as long and a copy of the logits.
+    """
+    ids = _or_dropped(ids, logits)
+
+    def add(row: jax.Array, edited: jax.Array) -> jax.Array:
+        biased = edited[row].at[ids[row]].add(values[row], mode="drop")
+        return lax.dynamic_update_slice_in_dim(edited, biased[None], row, 0)
+
+    biased_rows: jax.Array = lax.fori_loop(0, logits.shape[0], add, logits)
+    return biased_rows
 
 
 def allow(logits: jax.Array, mask: jax.Array, is_used: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ Tracing and compiling run in a few threads: XLA compiles without the interpreter
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from threading import Lock
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,9 @@ Progress = Callable[[str, int, int], None]
 """Told after each program: its label, how many are done, how many there are."""
 
 _MAX_THREADS = 4
+
+_INTERPRETER = Lock()
+"""Held by the one program that may use Pallas' TPU interpreter, whose memory and semaphores belong to the process."""
 
 
 class Key(NamedTuple):
@@ -36,12 +41,14 @@ class Key(NamedTuple):
 class Programs:
     """Programs by key. `precision` is jax's matmul precision, None for its default.
 
-    `mesh` is set while they are traced: Pallas reads from it which chip it compiles for. None sets none.
+    `mesh` is set while they are traced: Pallas reads from it which chip it compiles for. None sets none. With
+    `alone` a call returns when the program is done, and no two such programs of this process run at once.
     """
 
-    def __init__(self, precision: str | None, mesh: Mesh | None = None) -> None:
+    def __init__(self, precision: str | None, mesh: Mesh | None = None, *, alone: bool = False) -> None:
         self._precision = precision
         self._mesh = mesh
+        self._alone = alone
         self._lower: dict[Key, Callable[[], jax.stages.Lowered]] = {}
         self._compiled: dict[Key, jax.stages.Compiled] = {}
 
@@ -57,9 +64,8 @@ class Programs:
 
     def __getitem__(self, key: Key) -> Callable[..., Any]:
         """The compiled program; compiled now if warm-up was skipped."""
-        if key not in self._compiled:
-            self._compile(key)
-        return self._compiled[key]
+        program = self.compiled(key)
+        return partial(_alone, program) if self._alone else program
 
     def compiled(self, key: Key) -> jax.stages.Compiled:
         """The compiled program with its analyses."""
@@ -82,3 +88,8 @@ class Programs:
     def _compile(self, key: Key) -> None:
         with jax.default_matmul_precision(self._precision), compat.traced_for(self._mesh):
             self._compiled[key] = self._lower[key]().compile()
+
+
+def _alone(program: Callable[..., Any], *args: Any) -> Any:
+    with _INTERPRETER:
+        return compat.block_until_ready(program(*args))

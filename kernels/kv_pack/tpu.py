@@ -44,15 +44,15 @@ def gather_pages(pools: Sequence[jax.Array], page_ids: jax.Array, *, implementat
 
         _for_each_page(num_entries, arrived, start, wait)
 
-    gathered: jax.Array = pl.pallas_call(
+    gathered: list[jax.Array] = pl.pallas_call(
         kernel,
-        out_shape=_struct((num_layers, num_entries, *pools[0].shape[1:]), pools[0].dtype),
+        out_shape=[_struct((num_layers, num_entries, *pools[0].shape[1:]), pools[0].dtype)],
         grid_spec=_grid_spec(1, num_layers, 1),
         compiler_params=_compiler_params(),
         interpret=interpret_mode(implementation),
         name="gather_pages",
     )(page_ids, *pools)
-    return gathered
+    return gathered[0]
 
 
 def scatter_pages(
@@ -87,7 +87,7 @@ def scatter_pages(
 
         _for_each_page(num_entries, arrived, start, wait)
 
-    scattered: list[jax.Array] = pl.pallas_call(
+    scattered = pl.pallas_call(
         kernel,
         out_shape=[_struct(pool.shape, pool.dtype) for pool in pools],
         grid_spec=_grid_spec(2, num_layers + 1, num_layers),
@@ -96,7 +96,7 @@ def scatter_pages(
         interpret=interpret_mode(implementation),
         name="scatter_pages",
     )(page_ids, source, *pools, chunk)
-    return scattered
+    return list(scattered)
 
 
 def _for_each_page(
@@ -142,7 +142,7 @@ def _grid_spec(num_scalars: int, num_inputs: int, num_outputs: int) -> pltpu.Pre
         num_scalar_prefetch=num_scalars,
         grid=(1,),
         in_specs=[anywhere] * num_inputs,
-        out_specs=anywhere if num_outputs == 1 else [anywhere] * num_outputs,
+        out_specs=[anywhere] * num_outputs,
         scratch_shapes=[pltpu.SemaphoreType.DMA((PAGES_IN_FLIGHT,))],
     )
 

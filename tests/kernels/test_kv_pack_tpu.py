@@ -49,6 +49,20 @@ def check_moves(page: tuple[int, ...], dtype: str, gathered: np.ndarray, source:
         assert after[layer][1:].tobytes() == want[1:].tobytes()
 
 
+def test_a_model_of_one_layer_and_pools_that_stay_a_list() -> None:
+    pools = random_pools((2, 2, 16, 128), "float32", 0)[:1]
+    ids = jnp.array([3, 1], jnp.int32)
+    with strict_interpreter():
+        chunk = gather_pages([jnp.asarray(pools[0])], ids, implementation="pallas")
+        scattered = scatter_pages(
+            [jnp.zeros_like(pools[0])], chunk, jnp.array([1, 0], jnp.int32), ids, implementation="pallas"
+        )
+        assert not races_found()
+    assert isinstance(scattered, list)
+    np.testing.assert_array_equal(scattered[0][3], pools[0][1])
+    np.testing.assert_array_equal(scattered[0][1], pools[0][3])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("page", PAGES)
 def test_shuffled_pages_with_padding(page: tuple[int, ...], dtype: str) -> None:
