@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
@@ -132,7 +132,7 @@ def test_groups_that_several_runs_share(name: str, dma: Literal["eager", "on_wai
         check(CASES["pairs"], SHARED[name])
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.data())
 def test_any_slots(data: st.DataObject) -> None:
     case = CASES["pairs"]
