@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 EXTRAS ?=
 ARGS ?=
+# Processes that share the tests, file by file; WORKERS=0 runs them in one, as a debugger needs it.
+WORKERS ?= 2
 
 # The first interpreter that runs and is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
@@ -28,7 +30,7 @@ compile:
 	@exec $(BIN)/runtime compile $(ARGS)
 
 test: $(DEVELOP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(DEVELOP)
 	@$(BIN)/ruff format --check .
