@@ -35,6 +35,8 @@ from kernels.softmax import MASKED
 LANES = 128
 ROW_CHUNK = 512
 """Rows whose scores are computed together: their matrix product is one stream through the MXU."""
+NATIVE_ROWS = 8
+"""Rows of the largest native tile in HBM."""
 KEY_STEP = 256
 """Keys whose scores are computed together: the width of the MXU."""
 PREPARED_ROWS = 512
@@ -49,7 +51,7 @@ LOG2_E = math.log2(math.e)
 class Layout(NamedTuple):
     """Static sizes of a call.
 
-    pack: rows of q that share a 32-bit word in HBM; [.., pack, H] is a native tile, so a DMA may start at any token.
+    pack: rows of q that form a tile in HBM, [.., pack, H].
     """
 
     pool: PoolDims
@@ -539,10 +541,11 @@ def chunked_prefill(
     group = num_heads // pool.num_kv_heads
     if config is None:
         key = PrefillKey(group, pool.num_kv_heads, head_dim, q.dtype.itemsize)
-        config = choose(key, num_tokens, pool.page_size)
-    # Rows of q come and go in whole 32-bit words: pairs of bfloat16, or single float32 where a group is odd.
-    pack = 2 if q.dtype == jnp.bfloat16 and group % 2 == 0 else 1
-    q_dtype = q.dtype if pack == 2 else jnp.dtype(jnp.float32)
+        config = choose(key, num_tokens, pool.page_size, page_table.shape[1])
+    # The heads of a group come and go in native tiles of `pack` rows, so that a DMA may start at any token. bfloat16
+    # rows come in pairs, so the rows of an odd group come as float32.
+    pack = math.gcd(group, NATIVE_ROWS)
+    q_dtype = jnp.dtype(jnp.float32) if pack == 1 else q.dtype
     width = max(head_dim, LANES)
     layout = Layout(pool, group, pack, width, cu_q_lens.shape[0] - 1, num_tokens)
     pairs = (num_tokens, pool.num_kv_heads, group // pack, pack, width)

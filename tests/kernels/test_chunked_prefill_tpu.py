@@ -280,9 +280,11 @@ def test_bfloat16_pages_have_at_least_16_tokens() -> None:
 def test_chosen_blocks_fit_the_call(page_size: int, num_tokens: int, element_bytes: int) -> None:
     made_up = [PrefillKey(g, k, h, element_bytes) for g in range(1, 17) for k in (1, 2, 3, 8) for h in (64, 128, 256)]
     for key in [*TABLE, *made_up]:
-        config = choose(key, num_tokens, page_size)
-        assert config.query_tokens % 16 == 0
-        assert config.query_tokens * key.group < 4096
-        assert config.query_tokens < num_tokens + 16
-        assert key.num_kv_heads % config.kv_heads == 0
-        assert config.key_tokens % max(page_size, MIN_KEY_TOKENS) == 0
+        for num_columns in (1, 3, 1024):
+            config = choose(key, num_tokens, page_size, num_columns)
+            assert config.query_tokens % 16 == 0
+            assert config.query_tokens * key.group * config.kv_heads <= 4096
+            assert config.query_tokens < num_tokens + 16
+            assert key.num_kv_heads % config.kv_heads == 0
+            assert config.key_tokens % max(page_size, MIN_KEY_TOKENS) == 0
+            assert config.key_tokens < max(2 * num_columns * page_size, MIN_KEY_TOKENS + 1)
