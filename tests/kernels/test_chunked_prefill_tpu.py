@@ -21,7 +21,7 @@ from tests.kernels.paged_case import PagedCase, dense_attention, paged_case, sof
 
 MAX_TOKENS = 64
 MAX_SEQUENCES = 6
-TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
+TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,21 @@ def test_bfloat16_pages_have_at_least_16_tokens() -> None:
             scale=1.0,
             implementation="pallas-interpret",
         )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (PrefillConfig(24, 128, 1), "query_tokens that are a multiple of 16"),
+        (PrefillConfig(1024, 128, 1), "times the 6 query heads of a kv head, at most 4096"),
+        (PrefillConfig(16, 384, 1), r"key_tokens of 2 \*\* n, at least 128"),
+        (PrefillConfig(16, 128, 3), "kv_heads that divide the 2 kv heads"),
+    ],
+)
+def test_block_sizes_that_cannot_be_are_named(config: PrefillConfig, message: str) -> None:
+    shape = Program(group=6, config=config)
+    with pytest.raises(ValueError, match=message):
+        shape.run(shape.case([1], [1]), shape.queries(), [1])
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 128, 256])
