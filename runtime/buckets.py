@@ -13,13 +13,30 @@ import msgspec
 from runtime.topology import Role
 
 MAX_PROGRAMS = 24
-MIN_PREFILL_TOKENS = 32
-MIN_ROWS = 4
-"""XLA's CPU matrix product is ten times slower with one row than with four."""
 MIN_PAGES = 4
-SAMPLE_ROWS = (4, 16)
 SET_ROWS = (1, 8)
 _NUM_INIT_PROGRAMS = 1
+
+
+class Grain(msgspec.Struct, frozen=True, kw_only=True):
+    """How finely a platform's steps are cut: the smallest sizes, the rows of sampling programs, and at most how many
+    prefill and decode sizes a role of its own has.
+    """
+
+    min_prefill_tokens: int
+    min_rows: int
+    sample: tuple[int, ...]
+    max_prefill: int
+    max_decode: int
+
+
+CPU = Grain(min_prefill_tokens=32, min_rows=4, sample=(4, 16), max_prefill=9, max_decode=10)
+"""XLA's CPU matrix product is ten times slower with one row than with four; from there on time follows the rows."""
+
+ACCELERATOR = Grain(min_prefill_tokens=256, min_rows=8, sample=(16,), max_prefill=5, max_decode=5)
+"""Fewer tokens than the peak FLOP/s over the memory bandwidth (v6e: 560 in bfloat16) take no less time than that many:
+the step reads all weights either way. And every program costs half a minute of XLA's TPU compiler.
+"""
 
 
 class Buckets(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,23 +57,26 @@ class Buckets(msgspec.Struct, frozen=True, kw_only=True):
         return sum(len(part) for part in sizes) + _NUM_INIT_PROGRAMS
 
 
-def plan_buckets(role: Role, *, chunk_tokens: int, num_rows: int, page_size: int) -> Buckets:
-    """The buckets of a role. A chunk that starts inside a page touches `ceil(chunk/page) + 1` pages."""
-    tokens = doubling(MIN_PREFILL_TOKENS, chunk_tokens)
-    rows = doubling(MIN_ROWS, num_rows)
+def plan_buckets(role: Role, *, chunk_tokens: int, num_rows: int, page_size: int, grain: Grain = CPU) -> Buckets:
+    """The buckets of a role. A chunk that starts inside a page touches `ceil(chunk/page) + 1` pages.
+
+    Where the largest size asked for is below the grain's smallest, that one is the only bucket.
+    """
+    tokens = doubling(grain.min_prefill_tokens, chunk_tokens)
+    rows = doubling(grain.min_rows, num_rows)
     pages = doubling(MIN_PAGES, -(-chunk_tokens // page_size) + 1)
     tail = pages[:1]
     match role:
         case "prefill":
-            return Buckets(prefill=thin(tokens, 9), sample=SAMPLE_ROWS, gather=thin(pages, 8))
+            return Buckets(prefill=thin(tokens, grain.max_prefill), sample=grain.sample, gather=thin(pages, 8))
         case "decode":
-            return Buckets(decode=thin(rows, 10), gather=tail, insert=thin(pages, 8))
+            return Buckets(decode=thin(rows, grain.max_decode), gather=tail, insert=thin(pages, 8))
         case "mixed":
             return Buckets(
                 prefill=thin(tokens, 4),
                 decode=thin(rows, 4),
                 mixed=tuple((t, b) for t in thin(tokens, 3) for b in thin(rows, 3)),
-                sample=SAMPLE_ROWS,
+                sample=grain.sample,
                 gather=tail,
                 insert=tail,
             )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from kernels.implementations import Implementation
 from kernels.kv_pack import gather_pages, scatter_pages
 from runtime import compat
-from runtime.buckets import Buckets, plan_buckets
+from runtime.buckets import ACCELERATOR, CPU, Buckets, plan_buckets
 from runtime.device_state import DeviceRows, RowWriter, empty_device_rows
 from runtime.engine import EngineSpec
 from runtime.kv_cache import PoolShape, empty_pool, pool_shape
@@ -95,13 +95,21 @@ def engine_parts(
     placement = Placement(devices)
     local_heads = KvHeads(model.num_kv_heads, placement.tp).local
     ops = attention or PagedAttention(kernels)
+    platform = devices[0].platform
+    buckets = plan_buckets(
+        role,
+        chunk_tokens=spec.chunk_tokens,
+        num_rows=spec.num_rows,
+        page_size=spec.page_size,
+        grain=CPU if platform == "cpu" else ACCELERATOR,
+    )
     return EngineParts(
         spec=spec,
         config=StepConfig(model, spec.page_size, use_sort, ops, placement.shared_mesh),
-        pool=pool_shape(model, spec.page_size, devices[0].platform, placement.tp, kernels=kernels != "xla"),
+        pool=pool_shape(model, spec.page_size, platform, placement.tp, kernels=kernels != "xla"),
         params=params,
         placement=placement,
-        buckets=plan_buckets(role, chunk_tokens=spec.chunk_tokens, num_rows=spec.num_rows, page_size=spec.page_size),
+        buckets=buckets,
         fragments=local_heads // (chunk_heads or local_heads),
         kernels=kernels,
     )

@@ -3,8 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.buckets import (
+    ACCELERATOR,
+    CPU,
     MAX_PROGRAMS,
-    MIN_ROWS,
+    Grain,
     doubling,
     fit,
     fit_mixed,
@@ -14,6 +16,7 @@ from runtime.buckets import (
 from runtime.topology import ROLES, Role
 
 
+@pytest.mark.parametrize("grain", [CPU, ACCELERATOR], ids=["cpu", "accelerator"])
 @pytest.mark.parametrize("role", ROLES)
 @given(
     pages=st.integers(1, 512),
@@ -21,10 +24,10 @@ from runtime.topology import ROLES, Role
     num_rows=st.integers(1, 1024),
 )
 def test_number_of_programs_is_bounded_and_everything_fits(
-    role: Role, pages: int, page_size: int, num_rows: int
+    role: Role, grain: Grain, pages: int, page_size: int, num_rows: int
 ) -> None:
     chunk = pages * page_size
-    buckets = plan_buckets(role, chunk_tokens=chunk, num_rows=num_rows, page_size=page_size)
+    buckets = plan_buckets(role, chunk_tokens=chunk, num_rows=num_rows, page_size=page_size, grain=grain)
     assert buckets.num_programs <= MAX_PROGRAMS
     if role != "decode":
         assert fit(buckets.prefill, chunk) >= chunk
@@ -46,8 +49,16 @@ def test_reference_sizes() -> None:
     assert [plan_buckets(role, **sizes).num_programs for role in ROLES] == [15, 12, 24 - 1]
 
 
+def test_an_accelerator_gets_few_and_large_ones() -> None:
+    sizes = {"chunk_tokens": 2048, "num_rows": 256, "page_size": 128}
+    assert plan_buckets("prefill", **sizes, grain=ACCELERATOR).prefill == (256, 512, 1024, 2048)
+    assert plan_buckets("decode", **sizes, grain=ACCELERATOR).decode == (8, 16, 32, 128, 256)
+    small = {"chunk_tokens": 32, "num_rows": 4, "page_size": 32}
+    assert plan_buckets("mixed", **small, grain=ACCELERATOR).mixed == ((256, 8),)
+
+
 def test_a_single_row_still_gets_the_smallest_fast_batch() -> None:
-    assert plan_buckets("decode", chunk_tokens=32, num_rows=1, page_size=16).decode == (MIN_ROWS,)
+    assert plan_buckets("decode", chunk_tokens=32, num_rows=1, page_size=16).decode == (4,)
 
 
 def test_doubling_ends_at_the_exact_maximum() -> None:
