@@ -6,6 +6,10 @@ import jax.numpy as jnp
 from kernels.kv_pool import pool_dims, value_dtype
 
 FLOATS = ("float32", "bfloat16")
+LANES = 128
+"""Elements of a TPU vector register's row."""
+PAGE_ROWS = 16
+"""Rows of a 16-bit register; pages of fewer would share tiles."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -33,6 +37,16 @@ def check_pool(kv_pages: jax.Array) -> None:
     require(
         value_dtype(kv_pages.dtype).name in FLOATS,
         f"kv_pages must hold float32, bfloat16 or uint16 (bfloat16 bits), got {kv_pages.dtype}",
+    )
+
+
+def check_pool_for_tpu(op: str, kv_pages: jax.Array) -> None:
+    """Refuses pools that TPU kernels would have to pad: rows of whole 128-lane tiles, pages of whole 16-row tiles."""
+    pool = pool_dims(kv_pages.shape)
+    require(
+        kv_pages.shape[-1] % LANES == 0 and pool.page_size % PAGE_ROWS == 0,
+        f"{op}: kv_pages is {kv_pages.dtype}{list(kv_pages.shape)}; the TPU kernel needs a last axis that is a "
+        f"multiple of {LANES} and a page size that is a multiple of {PAGE_ROWS}",
     )
 
 

@@ -7,8 +7,29 @@ must agree with it for every argument that passes the checks here.
 import jax
 
 from kernels.checks import check_int32, check_limits, check_queries, require
-from kernels.chunked_prefill import reference
-from kernels.implementations import resolve
+from kernels.chunked_prefill import reference, tpu
+from kernels.implementations import interpret_mode, resolve
+from kernels.kv_pool import SIDE_BY_SIDE_HEAD_DIM, from_storage, pool_dims
+
+KERNEL_HEAD_DIMS = (64, 128, 256)
+KERNEL_PAGE_SIZES = {"bfloat16": (16, 32, 64, 128, 256), "float32": (8, 16, 32, 64, 128, 256)}
+KERNEL_MAX_GROUP = 16
+
+
+def check_kernel_limits(q: jax.Array, kv_pages: jax.Array) -> None:
+    """Refuses what the reference computes but the TPU kernel does not."""
+    pool = pool_dims(kv_pages.shape)
+    pages = KERNEL_PAGE_SIZES[q.dtype.name]
+    got = f"chunked_prefill's kernel got q {q.dtype}{list(q.shape)} and kv_pages {list(kv_pages.shape)}"
+    require(pool.head_dim in KERNEL_HEAD_DIMS, f"{got}: head dim {pool.head_dim} is not one of {KERNEL_HEAD_DIMS}")
+    require(
+        pool.side_by_side == (pool.head_dim == SIDE_BY_SIDE_HEAD_DIM),
+        f"{got}: keys and values must lie side by side for head dim {SIDE_BY_SIDE_HEAD_DIM} and no other",
+    )
+    require(pool.page_size in pages, f"{got}: page size {pool.page_size} is not one of {pages}")
+    group = q.shape[1] // pool.num_kv_heads
+    require(1 <= group <= KERNEL_MAX_GROUP, f"{got}: {group} query heads per kv head, at most {KERNEL_MAX_GROUP}")
+    require(q.shape[0] >= 1, f"{got}: no tokens")
 
 
 def chunked_prefill(
@@ -55,15 +76,27 @@ def chunked_prefill(
         f"page_table has {page_table.shape[0]} sequences, context_lens {context_lens.shape[0]}, "
         f"cu_q_lens {cu_q_lens.shape[0] - 1} (one entry more)",
     )
-    if resolve("chunked_prefill", implementation) != "xla":
-        raise ValueError("chunked_prefill: there is no kernel yet; allowed: implementation='xla'")
-    return reference.chunked_prefill(
+    chosen = resolve("chunked_prefill", implementation)
+    if chosen == "xla":
+        return reference.chunked_prefill(
+            q,
+            kv_pages,
+            page_table,
+            cu_q_lens,
+            context_lens,
+            scale=scale,
+            sliding_window=sliding_window,
+            soft_cap=soft_cap,
+        )
+    check_kernel_limits(q, kv_pages)
+    return tpu.chunked_prefill(
         q,
-        kv_pages,
+        from_storage(kv_pages),
         page_table,
         cu_q_lens,
         context_lens,
         scale=scale,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
+        interpret=interpret_mode(chosen),
     )

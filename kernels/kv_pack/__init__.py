@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 import jax
 
-from kernels.checks import check_int32, check_pool, require
+from kernels.checks import check_int32, check_pool, check_pool_for_tpu, require
 from kernels.implementations import resolve
-from kernels.kv_pack import reference
+from kernels.kv_pack import reference, tpu
+
+MAX_ENTRIES = 1 << 16
+"""Most pages of one call of the kernels: `page_ids` and `source` lie in the 1 MiB of scalar memory."""
 
 
 def check_pools(pools: Sequence[jax.Array]) -> None:
@@ -24,6 +27,15 @@ def check_pools(pools: Sequence[jax.Array]) -> None:
         )
 
 
+def check_entries(op: str, page_ids: jax.Array) -> None:
+    """Refuses more entries than a TPU's scalar memory takes, and none at all."""
+    num_entries = page_ids.shape[0]
+    require(
+        1 <= num_entries <= MAX_ENTRIES,
+        f"{op}: page_ids has {num_entries} entries; the TPU kernel takes 1 to {MAX_ENTRIES}",
+    )
+
+
 def gather_pages(pools: Sequence[jax.Array], page_ids: jax.Array, *, implementation: str | None = None) -> jax.Array:
     """Copies pages of all layers into one array.
 
@@ -34,16 +46,20 @@ def gather_pages(pools: Sequence[jax.Array], page_ids: jax.Array, *, implementat
         implementation: see `kernels.implementations`; None lets the op choose.
 
     Returns:
-        `[L, n, ...]`: for each layer the n pages as the pools lay them out, of the pools' storage type.
+        `[L, n, ...]`: for each layer the n pages as the pools lay them out, of the pools' storage type; padding
+        entries hold what the sentinel holds.
 
     Raises:
         ValueError: an argument's shape or type is wrong; the text names it.
     """
     check_pools(pools)
     check_int32("page_ids", page_ids, 1)
-    if resolve("gather_pages", implementation) != "xla":
-        raise ValueError("gather_pages: there is no kernel yet; allowed: implementation='xla'")
-    return reference.gather_pages(pools, page_ids)
+    chosen = resolve("gather_pages", implementation)
+    if chosen == "xla":
+        return reference.gather_pages(pools, page_ids)
+    check_pool_for_tpu("gather_pages", pools[0])
+    check_entries("gather_pages", page_ids)
+    return tpu.gather_pages(pools, page_ids, implementation=chosen)
 
 
 def scatter_pages(
@@ -65,7 +81,7 @@ def scatter_pages(
         implementation: see `kernels.implementations`; None lets the op choose.
 
     Returns:
-        L arrays like `pools`.
+        L arrays like `pools`. What the sentinel holds is not specified.
 
     Raises:
         ValueError: an argument's shape or type is wrong; the text names it.
@@ -82,6 +98,9 @@ def scatter_pages(
         f"chunk is {chunk.dtype}{list(chunk.shape)}; pools need "
         f"{pools[0].dtype}[{len(pools)}, m, {', '.join(map(str, pools[0].shape[1:]))}]",
     )
-    if resolve("scatter_pages", implementation) != "xla":
-        raise ValueError("scatter_pages: there is no kernel yet; allowed: implementation='xla'")
-    return reference.scatter_pages(pools, chunk, source, page_ids)
+    chosen = resolve("scatter_pages", implementation)
+    if chosen == "xla":
+        return reference.scatter_pages(pools, chunk, source, page_ids)
+    check_pool_for_tpu("scatter_pages", pools[0])
+    check_entries("scatter_pages", page_ids)
+    return tpu.scatter_pages(pools, chunk, source, page_ids, implementation=chosen)

@@ -1,0 +1,365 @@
+"""Paged decode attention as a Pallas TPU kernel.
+
+Decode reads every live page once and does little with it, so the kernel's aim is that the memory never waits. One
+program walks over all blocks (a few pages) of all sequences as if they were one list; while it attends to a block, the
+pages of the next one, which may belong to another sequence, are on their way into the other half of the buffer:
+
+    pages in flight    | b0 block 1 | b0 block 2 | b1 block 0 | b3 block 0 |      (b2 is empty)
+    attended to        | b0 block 0 | b0 block 1 | b0 block 2 | b1 block 0 | b3 block 0 |
+    table row in flight| b1         |              b3         |
+
+* The page table stays in HBM. The row of the next sequence comes to scalar memory one sequence ahead, so that memory
+  holds two rows however large the batch is.
+* Only pages with a live position are fetched. A block that is not wholly live has zeros stored over its dead values,
+  for 0 x NaN would leak; dead scores become -inf.
+* The running softmax (see `kernels.softmax`) is in base 2.
+* Queries and results pass through VMEM a few sequences at a time, by Pallas' own pipeline.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+
+from kernels.kv_pool import pool_dims
+from kernels.paged_decode.tuning import DecodeConfig, choose_config
+from kernels.softmax import MASKED
+
+LANES = 128
+LOG2_E = math.log2(math.e)
+VMEM_SLACK_BYTES = 4 << 20
+BLOCK, PAGES_LEFT, DEAD_PAGES, NEXT_ROW, TABLE_SLOT, SLOT, CURSOR_SIZE = range(7)
+"""The cursor, in scalar memory: block of its row to fetch next, pages from it to the row's end, dead pages at its
+start (outside the window), the sequence after this one, the half of the table buffer with this sequence's row, and the
+half of the page buffer to attend to next."""
+
+
+class Statics(NamedTuple):
+    """What is fixed when the kernel is traced."""
+
+    num_rows: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    side_by_side: bool
+    pages_per_block: int
+    rows_per_step: int
+    table_width: int
+    scale: float
+    window: int | None
+    soft_cap: float | None
+
+    @property
+    def block_tokens(self) -> int:
+        """Positions of one block."""
+        return self.pages_per_block * self.page_size
+
+    @property
+    def group(self) -> int:
+        """Query heads of one kv head."""
+        return self.num_heads // self.num_kv_heads
+
+    def keys(self, page: Any, head: int) -> tuple[Any, ...]:
+        """Index of the keys of `page` (a number or slice) and head in a block of pages."""
+        return (page, head) if self.side_by_side else (page, head, 0)
+
+    def values(self, page: Any, head: int) -> tuple[Any, ...]:
+        """The same for the values."""
+        return (page, head) if self.side_by_side else (page, head, 1)
+
+
+class Softmax(NamedTuple):
+    """Running softmax of one kv head, float32: peak `[G, 1]` (base 2), total `[G, 1]`, weighted `[G, width]`."""
+
+    peak: jax.Array
+    total: jax.Array
+    weighted: jax.Array
+
+
+def _divide(dividend: Any, divisor: int) -> Any:
+    """Quotient of a number that is not negative, without the instructions that a sign would cost."""
+    if divisor & (divisor - 1) == 0:
+        return lax.shift_right_logical(dividend, jnp.int32(divisor.bit_length() - 1))
+    return lax.div(dividend, jnp.int32(divisor))
+
+
+def _ceil_divide(dividend: Any, divisor: int) -> Any:
+    return _divide(dividend + (divisor - 1), divisor)
+
+
+def _attend(s: Statics, q: jax.Array, keys: jax.Array, values: jax.Array, live: jax.Array, state: Softmax) -> Softmax:
+    """Merges one block of one kv head into the state. q `[G, width]`, keys and values `[T, width]`, live `[G, T]`."""
+    precision = lax.Precision.HIGHEST if keys.dtype == jnp.float32 else None
+    product = functools.partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
+    scores = product(q, keys, (((1,), (1,)), ((), ())))
+    if s.soft_cap is None:
+        scores *= s.scale * LOG2_E
+    else:
+        scores = jnp.tanh(scores * (s.scale / s.soft_cap)) * (s.soft_cap * LOG2_E)
+    scores = jnp.where(live, scores, -jnp.inf)
+    peak = jnp.maximum(state.peak, scores.max(axis=1, keepdims=True))
+    weights = jnp.exp2(scores - peak)
+    decay = jnp.exp2(state.peak - peak)
+    total = state.total * decay + weights.sum(axis=1, keepdims=True)
+    partial = product(weights.astype(values.dtype), values, (((1,), (0,)), ((), ())))
+    return Softmax(peak, total, state.weighted * decay + partial)
+
+
+def _kernel(
+    # Prefetched scalars
+    context_lens: Any,  # int32[B]
+    # Inputs
+    q_ref: Any,  # [rows_per_step, N, H]
+    kv_hbm: Any,  # the pool
+    table_hbm: Any,  # int32[B, 1, table_width]
+    # Output
+    out_ref: Any,  # [rows_per_step, N, H]
+    # Scratch
+    kv_buffer: Any,  # [2, pages_per_block, ...page]
+    table_buffer: Any,  # int32[2 * table_width], scalar memory: there a flat index is the cheapest
+    cursor: Any,  # int32[CURSOR_SIZE], scalar memory
+    kv_semaphores: Any,  # one for each half of kv_buffer
+    table_semaphores: Any,  # one for each half of table_buffer
+    *,
+    s: Statics,
+) -> None:
+    """One grid step: `rows_per_step` sequences. The block in flight passes from one step to the next."""
+    step_row = pl.program_id(0) * s.rows_per_step
+
+    def context(row: Any) -> tuple[Any, Any]:
+        """First live position and length of a sequence; `row` may be past the end."""
+        length = context_lens[jnp.minimum(row, s.num_rows - 1)]
+        return 0 if s.window is None else jnp.maximum(length - s.window, 0), length
+
+    def next_live(row: Any) -> Any:
+        """The first sequence from `row` on that is not empty, or the number of sequences."""
+        return lax.while_loop(lambda r: (r < s.num_rows) & (context(r)[1] == 0), lambda r: r + 1, row)
+
+    def first_block(low: Any) -> Any:
+        return 0 if s.window is None else _divide(low, s.block_tokens)
+
+    def table_copy(row: Any, slot: Any) -> Any:
+        target = table_buffer.at[pl.ds(pl.multiple_of(slot * s.table_width, LANES), s.table_width)]
+        return pltpu.make_async_copy(table_hbm.at[row, 0], target, table_semaphores.at[slot])
+
+    def start_table(row: Any, slot: Any) -> None:
+        @pl.when(row < s.num_rows)
+        def _() -> None:
+            table_copy(row, slot).start()
+
+    def enter(row: Any, slot: Any) -> None:
+        """Puts the cursor on the first block of a sequence, whose table row has been sent for."""
+        low, length = context(row)
+        block = first_block(low)
+        left = _ceil_divide(length, s.page_size) - block * s.pages_per_block
+        cursor[BLOCK] = block
+        cursor[PAGES_LEFT] = jnp.where(row < s.num_rows, left, 0)
+        cursor[TABLE_SLOT] = slot
+        if s.window is not None:
+            cursor[DEAD_PAGES] = _divide(low, s.page_size) - block * s.pages_per_block
+
+        @pl.when(row < s.num_rows)
+        def _() -> None:
+            table_copy(row, slot).wait()
+
+    def start_block(slot: Any) -> None:
+        """Sends for the live pages of the cursor's block and moves the cursor on."""
+        block, left = cursor[BLOCK], cursor[PAGES_LEFT]
+        base = cursor[TABLE_SLOT] * s.table_width + block * s.pages_per_block
+        pages = [table_buffer[base + j] for j in range(s.pages_per_block)]
+        for j, page in enumerate(pages):
+            live = j < left if s.window is None else (j < left) & (j >= cursor[DEAD_PAGES])
+
+            @pl.when(live)
+            def _(j: int = j, page: Any = page) -> None:
+                pltpu.make_async_copy(kv_hbm.at[page], kv_buffer.at[slot, j], kv_semaphores.at[slot]).start()
+
+        cursor[BLOCK] = block + 1
+        cursor[PAGES_LEFT] = left - s.pages_per_block
+        if s.window is not None:
+            cursor[DEAD_PAGES] = 0
+
+        @pl.when((left > 0) & (left <= s.pages_per_block))
+        def _() -> None:
+            row, table_slot = cursor[NEXT_ROW], cursor[TABLE_SLOT]
+            after = next_live(row + 1)
+            cursor[NEXT_ROW] = after
+            start_table(after, table_slot)
+            enter(row, 1 - table_slot)
+
+    def wait_block(slot: Any, num_pages: Any) -> None:
+        """Waits for so many pages, by powers of two: a wait's size is static."""
+        size = s.pages_per_block
+        while size:
+
+            @pl.when((num_pages & size) != 0)
+            def _(size: int = size) -> None:
+                some = kv_buffer.at[slot, pl.ds(0, size)]
+                arrival: Any = pltpu.make_async_copy(some, some, kv_semaphores.at[slot])
+                arrival.wait()
+
+            size //= 2
+
+    def clear_dead_values(slot: Any, low: Any, high: Any) -> None:
+        """Stores zeros over the values outside positions low..high-1 of the block."""
+
+        def clear_page(j: Any, _: None) -> None:
+            width = kv_buffer.shape[-1]
+            position = j * s.page_size + lax.broadcasted_iota(jnp.int32, (s.page_size, width), 0)
+            live = position < high if s.window is None else (position >= low) & (position < high)
+            for head in range(s.num_kv_heads):
+                at = (slot, *s.values(j, head))
+                values = kv_buffer[at]
+                kv_buffer[at] = jnp.where(live, values, jnp.zeros_like(values))
+
+        if s.window is not None:
+            lax.fori_loop(0, _ceil_divide(jnp.maximum(low, 0), s.page_size), clear_page, None)
+        lax.fori_loop(_divide(jnp.minimum(high, s.block_tokens), s.page_size), s.pages_per_block, clear_page, None)
+
+    def attend_block(block: Any, q: list[jax.Array], low: Any, length: Any, states: list[Softmax]) -> list[Softmax]:
+        slot = cursor[SLOT]
+        cursor[SLOT] = 1 - slot
+        start_block(1 - slot)
+        start = block * s.block_tokens
+        low, high = low - start, length - start
+        first_page = 0 if s.window is None else _divide(jnp.maximum(low, 0), s.page_size)
+        wait_block(slot, jnp.minimum(_ceil_divide(high, s.page_size), s.pages_per_block) - first_page)
+
+        @pl.when(high < s.block_tokens if s.window is None else (high < s.block_tokens) | (low > 0))
+        def _() -> None:
+            clear_dead_values(slot, low, high)
+
+        position = lax.broadcasted_iota(jnp.int32, (s.group, s.block_tokens), 1)
+        live = position < high if s.window is None else (position >= low) & (position < high)
+
+        def load(index: tuple[Any, ...]) -> jax.Array:
+            array: jax.Array = kv_buffer[(slot, *index)]
+            return array.reshape(s.block_tokens, array.shape[-1])
+
+        every = slice(None)
+        return [
+            _attend(s, q[head], load(s.keys(every, head)), load(s.values(every, head)), live, states[head])
+            for head in range(s.num_kv_heads)
+        ]
+
+    def attend_row(index: Any) -> None:
+        """Attention of the step's sequence `index`, which is not empty."""
+        low, length = context(step_row + index)
+        width = kv_buffer.shape[-1]
+        q = [q_ref[index, pl.ds(head * s.group, s.group)] for head in range(s.num_kv_heads)]
+        if s.side_by_side:  # zeros meet the values, so that the product is with the keys alone
+            q = [jnp.concatenate([x, jnp.zeros_like(x)], axis=1) for x in q]
+        column = (s.group, 1)
+        empty = Softmax(jnp.full(column, MASKED), jnp.zeros(column), jnp.zeros((s.group, width)))
+        states = lax.fori_loop(
+            first_block(low),
+            _ceil_divide(length, s.block_tokens),
+            lambda block, states: attend_block(block, q, low, length, states),
+            [empty] * s.num_kv_heads,
+        )
+        for head, state in enumerate(states):
+            out = state.weighted / jnp.where(state.total == 0, 1, state.total)
+            out = out[:, s.head_dim :] if s.side_by_side else out
+            out_ref[index, pl.ds(head * s.group, s.group)] = out.astype(out_ref.dtype)
+
+    def row_step(index: Any, _: None) -> None:
+        empty = context(step_row + index)[1] == 0
+
+        @pl.when(empty)
+        def zeros() -> None:
+            out_ref[index] = jnp.zeros(out_ref.shape[1:], out_ref.dtype)
+
+        @pl.when(jnp.logical_not(empty))
+        def attention() -> None:
+            attend_row(index)
+
+    @pl.when(pl.program_id(0) == 0)
+    def first_fetch() -> None:
+        row = next_live(0)
+        after = next_live(row + 1)
+        cursor[NEXT_ROW], cursor[SLOT] = after, 0
+        start_table(row, 0)
+        start_table(after, 1)
+        enter(row, 0)
+        start_block(0)
+
+    lax.fori_loop(0, jnp.minimum(s.rows_per_step, s.num_rows - step_row), row_step, None)
+
+
+def _vmem_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+    """What an array takes in VMEM, where the last two axes are padded to tiles."""
+    itemsize = jnp.dtype(dtype).itemsize
+    sublanes = 32 // itemsize
+    padded = (*shape[:-2], -(-shape[-2] // sublanes) * sublanes, -(-shape[-1] // LANES) * LANES)
+    return math.prod(padded) * itemsize
+
+
+def paged_decode(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    page_table: jax.Array,
+    context_lens: jax.Array,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    interpret: pltpu.InterpretParams | bool = False,
+    config: DecodeConfig | None = None,
+) -> jax.Array:
+    """See `kernels.paged_decode.paged_decode`, which has checked the arguments; the pool has q's type.
+
+    `interpret` is that of `pl.pallas_call`; `config` overrides the tuning table.
+    """
+    num_rows, num_heads, head_dim = q.shape
+    pool = pool_dims(kv_pages.shape)
+    config = config or choose_config(pool, num_heads, kv_pages.dtype, page_table.shape[1])
+    padding = -page_table.shape[1] % LANES
+    table = jnp.pad(page_table, ((0, 0), (0, padding)))[:, None]
+    s = Statics(
+        num_rows=num_rows,
+        num_heads=num_heads,
+        num_kv_heads=pool.num_kv_heads,
+        head_dim=head_dim,
+        page_size=pool.page_size,
+        side_by_side=pool.side_by_side,
+        pages_per_block=config.pages_per_block,
+        rows_per_step=min(config.rows_per_step, num_rows),
+        table_width=table.shape[2],
+        scale=scale,
+        window=sliding_window,
+        soft_cap=soft_cap,
+    )
+    rows_shape = (s.rows_per_step, num_heads, head_dim)
+    buffer_shape = (2, s.pages_per_block, *kv_pages.shape[1:])
+    vmem_bytes = _vmem_bytes(buffer_shape, kv_pages.dtype) + 4 * _vmem_bytes(rows_shape, q.dtype) + VMEM_SLACK_BYTES
+    rows_spec = pl.BlockSpec(rows_shape, lambda step, _: (step, 0, 0))
+    in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+    struct: Any = jax.ShapeDtypeStruct
+    out: jax.Array = pl.pallas_call(
+        functools.partial(_kernel, s=s),
+        out_shape=struct(q.shape, q.dtype),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(pl.cdiv(num_rows, s.rows_per_step),),
+            in_specs=[rows_spec, in_hbm, in_hbm],
+            out_specs=rows_spec,
+            scratch_shapes=[
+                pltpu.VMEM(buffer_shape, kv_pages.dtype),
+                pltpu.SMEM((2 * s.table_width,), jnp.int32),
+                pltpu.SMEM((CURSOR_SIZE,), jnp.int32),
+                pltpu.SemaphoreType.DMA((2,)),
+                pltpu.SemaphoreType.DMA((2,)),
+            ],
+        ),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem_bytes, disable_bounds_checks=True),
+        interpret=interpret,
+        name="paged_decode",
+    )(context_lens, q, kv_pages, table)
+    return out
