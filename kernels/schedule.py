@@ -29,7 +29,7 @@ GRANULE_BYTES = 32
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(\w\w)?\s*:\s?[> ]*\{")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 _BRANCH = re.compile(r"sbr\.rel .*?target = \$region(\d+)")
-_DMA = re.compile(r"= dma\.(\w+_to_\w+)[^}]*?/\*size_in_granules=\*/(\w+|%\w+)")
+_DMA = re.compile(r"= dma\.(\w+)(?:\.\w+)?[^;}]*?/\*size_in_granules=\*/(%?\w+)")
 _SCALAR_SPILL = re.compile(r"smem:\[#allocation\d+_spill")
 
 
@@ -39,7 +39,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     bundles: int = 0
     dma_starts: int = 0
     dma_bytes: int = 0
-    """Bytes of the DMAs between HBM and the core whose size is static."""
+    """Bytes of the DMAs from or to HBM whose size is static."""
     vmatmuls: int = 0
     scalar_spills: int = 0
     """Stores and loads of spilled scalars."""
@@ -223,8 +223,12 @@ def _bundle_content(bundle: _Bundle, names: tuple[str, ...]) -> Content:
     return Content(
         bundles=1,
         dma_starts=len(dmas),
-        dma_bytes=GRANULE_BYTES * sum(int(size) for route, size in dmas if "hbm" in route and size.isdigit()),
+        dma_bytes=GRANULE_BYTES * sum(int(size) for route, size in dmas if _from_or_to_hbm(route) and size.isdigit()),
         vmatmuls=bundle.text.count("vmatmul."),
         scalar_spills=len(_SCALAR_SPILL.findall(bundle.text)),
         slot_cycles={name: n for name, n in zip(names, bundle.slots, strict=True) if n},
     )
+
+
+def _from_or_to_hbm(route: str) -> bool:
+    return "hbm" in route or route == "general"  # general: from HBM to HBM

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from kernels.chunked_prefill import chunked_prefill
+from kernels.chunked_prefill.tuning import PrefillKey
+from kernels.chunked_prefill.tuning import choose as choose_prefill
 from kernels.kv_pack import gather_pages, scatter_pages
 from kernels.kv_pool import SIDE_BY_SIDE_HEAD_DIM, PoolDims
 from kernels.kv_write import write_kv
 from kernels.paged_decode import paged_decode
+from kernels.paged_decode.tuning import choose_config as choose_decode
 from kernels.shapes import MODELS, Heads
 
 PAGE_SIZES = (16, 64, 128, 256)
@@ -23,6 +26,10 @@ CHUNK_TOKENS = 2_048
 CHUNK_SEQUENCES = 16
 LAYER_POOL_BYTES = 1 << 26
 """Size of a layer's pool; the programs are the same for any, and all layers of the largest model must fit v5e."""
+
+BLOCK_LIMIT = "the pages of one block of the kernel"
+PAGE_LIMIT = "one page of one layer"
+WRITE_LIMIT = "the new keys and values"
 
 
 class Case(NamedTuple):
@@ -37,9 +44,9 @@ class Case(NamedTuple):
     args: tuple[Any, ...]
     donate: tuple[int, ...]
     max_temp_bytes: int
-    """What temporaries must stay below: the pages of one block of the kernel, so no copy of the pool hides there."""
-    exception: str = ""
-    """Why temporaries may be larger, where they are."""
+    """What temporaries must stay below, so that no copy of the pool hides in them."""
+    limit: str
+    """What that is the size of."""
 
     @property
     def name(self) -> str:
@@ -153,7 +160,8 @@ def decode_case(shape: Shape) -> Case:
         struct(DECODE_BATCH, CONTEXT_TOKENS // shape.page_size),
         struct(DECODE_BATCH),
     )
-    return Case("paged_decode", str(shape), shape.models, _attention(paged_decode, shape), args, (), shape.page_bytes)
+    config = choose_decode(shape.pool, heads.num_heads, shape.dtype, args[2].shape[1])
+    return _attention_case(paged_decode, shape, args, config.pages_per_block * shape.page_bytes)
 
 
 def prefill_case(shape: Shape) -> Case:
@@ -166,18 +174,22 @@ def prefill_case(shape: Shape) -> Case:
         struct(CHUNK_SEQUENCES + 1),
         struct(CHUNK_SEQUENCES),
     )
-    function = _attention(chunked_prefill, shape)
-    return Case("chunked_prefill", str(shape), shape.models, function, args, (), shape.page_bytes)
+    key = PrefillKey(heads.group, heads.num_kv_heads, heads.head_dim, shape.itemsize)
+    config = choose_prefill(key, CHUNK_TOKENS, shape.page_size)
+    head_bytes = shape.page_bytes // heads.num_kv_heads // shape.page_size
+    return _attention_case(chunked_prefill, shape, args, config.key_tokens * config.kv_heads * head_bytes)
 
 
-def _attention(op: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
-    return functools.partial(
+def _attention_case(op: Callable[..., Any], shape: Shape, args: tuple[Any, ...], block_bytes: int) -> Case:
+    function = functools.partial(
         op,
         scale=shape.heads.head_dim**-0.5,
         sliding_window=shape.sliding_window,
         soft_cap=shape.soft_cap,
         implementation="pallas",
     )
+    name = op.__name__
+    return Case(name, str(shape), shape.models, function, args, (), block_bytes, BLOCK_LIMIT)
 
 
 def write_case(shape: Shape, num_tokens: int) -> Case:
@@ -187,14 +199,15 @@ def write_case(shape: Shape, num_tokens: int) -> Case:
     args = (struct(*pool.shape, dtype=shape.dtype), new, new, struct(num_tokens))
     function = functools.partial(write_kv, implementation="pallas")
     name = f"K{pool.num_kv_heads} H{pool.head_dim} page {pool.page_size} {shape.dtype} {num_tokens} tokens"
-    return Case("kv_write", name, shape.models, function, args, (0,), shape.page_bytes)
+    new_bytes = 2 * num_tokens * pool.num_kv_heads * pool.head_dim * shape.itemsize
+    return Case("kv_write", name, shape.models, function, args, (0,), new_bytes, WRITE_LIMIT)
 
 
 def gather_case(shape: Shape) -> Case:
     """A chunk's pages of all layers, gathered for the transfer."""
     function = functools.partial(gather_pages, implementation="pallas")
     args = (_pools(shape), struct(_chunk_pages(shape)))
-    return Case("gather_pages", _pack_name(shape), shape.models, function, args, (), shape.page_bytes)
+    return Case("gather_pages", _pack_name(shape), shape.models, function, args, (), shape.page_bytes, PAGE_LIMIT)
 
 
 def scatter_case(shape: Shape) -> Case:
@@ -203,7 +216,7 @@ def scatter_case(shape: Shape) -> Case:
     chunk = struct(shape.heads.num_layers, num_pages, *pool.shape[1:], dtype=shape.dtype)
     args = (_pools(shape), chunk, struct(num_pages), struct(num_pages))
     function = functools.partial(scatter_pages, implementation="pallas")
-    return Case("scatter_pages", _pack_name(shape), shape.models, function, args, (0,), shape.page_bytes)
+    return Case("scatter_pages", _pack_name(shape), shape.models, function, args, (0,), shape.page_bytes, PAGE_LIMIT)
 
 
 def _pools(shape: Shape) -> list[Any]:

@@ -72,10 +72,7 @@ def describe(outcome: "Outcome", width: int) -> str:
         return f"{line}  FAILED"
     sizes = (outcome.temp_bytes, outcome.max_temp_bytes, outcome.code_bytes)
     line += "".join(f"  {show_bytes(size):>10}" for size in sizes)
-    remark = "FAILED" if outcome.failed else ""
-    if outcome.temp_bytes >= outcome.max_temp_bytes:
-        remark = outcome.exception or remark
-    return f"{line}  {remark}".rstrip()
+    return f"{line}  FAILED" if outcome.failed else line
 
 
 def show_bytes(size: int) -> str:

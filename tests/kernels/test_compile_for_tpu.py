@@ -43,10 +43,9 @@ def program(lanes, scratch_mib):
 
 wide, narrow = struct(1 << 17, 8, 128, dtype="float32"), struct(1 << 17, 8, 64, dtype="float32")
 cases = [
-    Case("planted", "fits", "", program(128, 1), (wide,), (), 4096),
-    Case("planted", "takes too much VMEM", "", program(128, 1000), (wide,), (), 4096),
-    Case("planted", "pads its argument in a copy", "", program(64, 1), (narrow,), (), 4096),
-    Case("planted", "explained", "", program(64, 1), (narrow,), (), 4096, "a head dim of 64 is padded"),
+    Case("planted", "fits", "", program(128, 1), (wide,), (), 4096, "a page"),
+    Case("planted", "takes too much VMEM", "", program(128, 1000), (wide,), (), 4096, "a page"),
+    Case("planted", "pads its argument in a copy", "", program(64, 1), (narrow,), (), 4096, "a page"),
 ]
 sys.exit(check(cases, target, make_console(), None))
 """
@@ -90,19 +89,19 @@ def test_a_sample_of_every_op_compiles_without_hidden_copies(outcomes: dict[str,
     for case in cases:
         assert case["reason"] == ""
         assert case["code_bytes"] > 0
-        assert case["temp_bytes"] < case["max_temp_bytes"] or case["exception"]
+        assert case["temp_bytes"] < case["max_temp_bytes"]
 
 
 def test_programs_that_do_not_fit_are_reported_with_the_compilers_reason() -> None:
     process = start("-c", PLANTED)
     printed, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1, printed
-    assert "4 programs" in printed
+    assert "3 programs" in printed
     assert "2 failed" in printed
     assert "FAILED planted takes too much VMEM\n" in printed
     assert "vmem" in printed.lower()
     assert "FAILED planted pads its argument in a copy\n" in printed
-    assert "a head dim of 64 is padded" in printed
+    assert "less than a page, 4096 bytes" in printed
     assert "FAILED planted fits" not in printed
 
 
