@@ -6,10 +6,10 @@ enclosing jit; then the write is an in-place scatter and nothing of the pool is 
 
 import jax
 
-from kernels.checks import check_int32, check_pool, require
+from kernels.checks import check_int32, check_pool, check_pool_for_tpu, require
 from kernels.implementations import resolve
 from kernels.kv_pool import pool_dims, value_dtype
-from kernels.kv_write import reference
+from kernels.kv_write import reference, tpu
 
 
 def write_kv(
@@ -31,7 +31,7 @@ def write_kv(
         implementation: see `kernels.implementations`; None lets the op choose.
 
     Returns:
-        The pool, same shape, type and layout as `kv_pages`.
+        The pool, same shape, type and layout as `kv_pages`. What the sentinel holds is not specified.
 
     Raises:
         ValueError: an argument's shape or type is wrong; the text names it.
@@ -46,6 +46,8 @@ def write_kv(
             array.dtype == value_dtype(kv_pages.dtype),
             f"{name} is {array.dtype} but kv_pages holds {value_dtype(kv_pages.dtype)}",
         )
-    if resolve("write_kv", implementation) != "xla":
-        raise ValueError("write_kv: there is no kernel yet; allowed: implementation='xla'")
-    return reference.write_kv(kv_pages, k, v, slots)
+    chosen = resolve("write_kv", implementation)
+    if chosen == "xla":
+        return reference.write_kv(kv_pages, k, v, slots)
+    check_pool_for_tpu("write_kv", kv_pages)
+    return tpu.write_kv(kv_pages, k, v, slots, implementation=chosen)
