@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = make_console()
         compiler = ScheduleCompiler(aot.one_device(target), Path(dump_dir))
         start = empty_report(chip_of(target))
-        earlier = None if flags.comparison is None else read_json(flags.comparison, start)
+        earlier = [read_json(path, start) for path in flags.comparison]
         plan = Plan(ops=flags.op or OPS, heads=flags.heads, compare=not flags.without_comparison, earlier=earlier)
         report = make_report(plan, start, compiler, console)
 
@@ -61,9 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     comparison = parser.add_mutually_exclusive_group()
     comparison.add_argument(
         "--comparison",
+        action="append",
+        default=[],
         type=Path,
         metavar="FILE",
-        help="take the figures of jax's kernel, whose sweep takes long, from this earlier report of the same compiler",
+        help="take the figures of jax's kernel, whose sweep takes long, from this earlier report of the same compiler; "
+        "may be repeated",
     )
     comparison.add_argument("--without-comparison", action="store_true", help="leave jax's kernel out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")

@@ -97,6 +97,7 @@ class PrefillFigures(msgspec.Struct, frozen=True, kw_only=True):
     masked: LoopFigures | None
     """The loop over the other blocks; its bundles hold one step of a loop over parts of a block, if there is one."""
     masked_step_bundles: int
+    """One step of the loop inside the masked one; 0 without it."""
     bundles_per_score_tile: float
     """Of the unmasked loop, per 8x128 scores."""
     flop_per_s: float
@@ -126,7 +127,7 @@ class PrefillWork(NamedTuple):
     unmasked: int
     masked: int = 0
     masked_steps: int = 0
-    """Trips of the loop inside the masked one; as many as masked blocks if there is no such loop."""
+    """Trips of the loop inside the masked one, if there is one."""
 
 
 class PrefillProgram(NamedTuple):

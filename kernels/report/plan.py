@@ -37,12 +37,14 @@ PREFILL_CONTEXTS = (2048, 8192)
 
 
 class Plan(NamedTuple):
-    """What to report: ops, heads as `N/K` (None is all), and whether and whence jax's kernel comes in."""
+    """What to report: ops, heads as `N/K` (None is all), whether jax's kernel comes in, and earlier
+    reports that have its figures.
+    """
 
     ops: Sequence[str]
     heads: Sequence[str] | None
     compare: bool
-    earlier: Report | None
+    earlier: Sequence[Report]
 
 
 class Task(NamedTuple):
@@ -61,9 +63,9 @@ class Task(NamedTuple):
 def make_report(plan: Plan, start: Report, compiler: ScheduleCompiler, console: Console) -> Report:
     """Compiles everything in the plan; `start` has the chip and no figures."""
     found: dict[str, list[Any]] = {"decode": [], "prefill": [], "moves": [], "refused": []}
-    if plan.earlier is not None:
+    for earlier in plan.earlier:
         for name in ("decode", "prefill"):
-            old = getattr(plan.earlier, name)
+            old = getattr(earlier, name)
             found[name] += [
                 figures for figures in old if figures.kernel == comparison.NAME and _wanted(plan, name, figures.heads)
             ]
@@ -109,7 +111,7 @@ def _decode_tasks(plan: Plan, heads: Heads, page_size: int, chip: Chip) -> Itera
     shape = Shape("", heads, page_size)
     program = programs.decode_program(shape)
     yield _decode_task(program, program.kernel, decode_case(shape), chip)
-    if plan.compare and plan.earlier is None:
+    if plan.compare and not plan.earlier:
         for blocks in comparison.decode_sweep():
             case = comparison.decode_case(heads, page_size, blocks, chip.vmem_bytes)
             yield _decode_task(comparison.decode_program(heads, page_size, blocks), comparison.KERNEL, case, chip)
@@ -119,7 +121,7 @@ def _prefill_tasks(plan: Plan, heads: Heads, page_size: int, chip: Chip) -> Iter
     shape = Shape("", heads, page_size)
     program = programs.prefill_program(shape)
     yield _prefill_task(program, program.kernel, prefill_case(shape), chip)
-    if plan.compare and plan.earlier is None:
+    if plan.compare and not plan.earlier:
         for blocks in comparison.prefill_sweep():
             case = comparison.prefill_case(heads, page_size, blocks, chip.vmem_bytes)
             yield _prefill_task(comparison.prefill_program(heads, page_size, blocks), comparison.KERNEL, case, chip)

@@ -3,6 +3,8 @@
 `paged_decode`: a grid of steps of `rows_per_step` sequences, a loop over these, a loop over blocks of pages.
 `chunked_prefill`: a loop over query blocks (passes over the kv heads one after the other), in it a loop over masked
 blocks of keys, each in steps, and one over unmasked blocks.
+`kv_write`: a loop over spans of pages that are filled whole, and one over groups of rows that are not.
+`gather_pages`, `scatter_pages`: a loop over pages that starts the copies of all layers.
 """
 
 from collections.abc import Iterator
@@ -10,11 +12,23 @@ from collections.abc import Iterator
 from kernels.chunked_prefill.tpu import KEY_STEP
 from kernels.chunked_prefill.tuning import PrefillConfig, PrefillKey
 from kernels.chunked_prefill.tuning import choose as choose_prefill
-from kernels.compile.cases import CHUNK_TOKENS, CONTEXT_TOKENS, Case, Shape, gather_case, scatter_case
+from kernels.compile.cases import (
+    CHUNK_TOKENS,
+    CONTEXT_TOKENS,
+    DECODE_BATCH,
+    Case,
+    Shape,
+    gather_case,
+    scatter_case,
+    write_case,
+)
+from kernels.kv_write.tuning import pick_blocks
 from kernels.paged_decode.tuning import choose_config as choose_decode
 from kernels.report.figures import DecodeProgram, PrefillProgram, PrefillWork, ceil_div
 from kernels.report.moves import MoveProgram
 from kernels.shapes import MODELS
+
+MOVE_PAGE_SIZES = (16, 128)
 
 
 def decode_program(shape: Shape) -> DecodeProgram:
@@ -73,9 +87,31 @@ def prefill_work(config: PrefillConfig, num_parts: int, context: int) -> Prefill
 
 
 def move_programs() -> Iterator[tuple[MoveProgram, Case]]:
-    """The kernels that move, at the shapes of the smallest named model."""
-    for page_size in (16, 128):
+    """The kernels that move, at the heads of the smallest named model."""
+    for page_size in MOVE_PAGE_SIZES:
         shape = Shape("", MODELS["deepseek-r1-distill-qwen-1.5b"], page_size)
-        pages_bytes = shape.page_bytes * shape.heads.num_layers
+        yield _decode_write(shape)
+        yield _prefill_write(shape)
         for case in (gather_case(shape), scatter_case(shape)):
-            yield MoveProgram(case.op, case.shape, "page of all layers", 1, pages_bytes), case
+            num_pages = CHUNK_TOKENS // page_size
+            moved_bytes = 2 * shape.page_bytes * shape.heads.num_layers
+            yield MoveProgram(case.op, case.shape, "page, all layers", num_pages, 1, moved_bytes), case
+
+
+def _decode_write(shape: Shape) -> tuple[MoveProgram, Case]:
+    """Tokens that lie apart: for each the rows that share its 32-bit words are read, changed and written."""
+    case = write_case(shape, DECODE_BATCH)
+    blocks = pick_blocks(DECODE_BATCH, shape.page_size, shape.itemsize)
+    row_bytes = shape.page_bytes // shape.page_size
+    return MoveProgram(case.op, case.shape, "token apart", DECODE_BATCH, 1, 2 * blocks.group_rows * row_bytes), case
+
+
+def _prefill_write(shape: Shape) -> tuple[MoveProgram, Case]:
+    """Tokens in a row: a trip writes a whole span of a page."""
+    case = write_case(shape, CHUNK_TOKENS)
+    blocks = pick_blocks(CHUNK_TOKENS, shape.page_size, shape.itemsize)
+    row_bytes = shape.page_bytes // shape.page_size
+    program = MoveProgram(
+        case.op, case.shape, "token in a row", CHUNK_TOKENS, blocks.span_rows, 2 * row_bytes, most="bytes"
+    )
+    return program, case

@@ -191,16 +191,21 @@ def _moves_sheet(report: Report) -> Sheet:
             figures.piece,
             f"{figures.bundles:.1f}",
             f"{figures.dma_starts:.1f}",
-            f"{figures.issue_s * 1e6:.3f}",
-            f"{figures.memory_s * 1e6:.3f}",
-            f"{figures.issue_s / figures.memory_s:.2f}",
+            f"{figures.issue_s * 1e9:.1f}",
+            f"{figures.memory_s * 1e9:.1f}",
+            str(figures.pieces),
+            f"{figures.issue_s * figures.pieces * 1e6:.1f}",
+            f"{figures.memory_s * figures.pieces * 1e6:.1f}",
         )
         for figures in report.moves
     ]
     return Sheet(
         "Moves: writing tokens, gathering and scattering pages",
-        "Per piece; memory time is for reading and writing its bytes.",
-        ("kernel", "shape", "piece", "bundles", "DMA starts", "issue us", "memory us", "issue/memory"),
+        "Bundles, DMA starts and ns per piece, us for all pieces of a call. Memory time is for reading and writing.",
+        (
+            "kernel", "shape", "piece", "bundles", "DMA starts", "issue ns", "memory ns", "pieces", "issue us",
+            "memory us",
+        ),
         rows,
         3,
-    )
+    )  # fmt: skip
