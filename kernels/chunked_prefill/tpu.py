@@ -36,6 +36,8 @@ ROW_CHUNK = 512
 """Rows whose scores are computed together: their matrix product is one stream through the MXU."""
 KEY_STEP = 256
 """Keys whose scores are computed together: the width of the MXU."""
+PREPARED_ROWS = 512
+"""About as many rows of queries or results are laid out anew at a time."""
 SUM_LIMIT = 2.0**100
 """A row whose unmasked sum reaches this is too far above its reference."""
 VMEM_SLACK_BYTES = 8 << 20
@@ -156,6 +158,8 @@ def prefill_kernel(
     num_rows = config.query_tokens * group
     pages_per_block = key_tokens // page_size
     key_step = min(KEY_STEP, key_tokens)
+    pieces = [size for size in (32, 64, 128, 256, 512) if size * group <= PREPARED_ROWS]
+    prepared_tokens = max([16, *(size for size in pieces if config.query_tokens % size == 0)])
     num_live = cu_q_lens[layout.num_sequences]
     precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 
@@ -259,10 +263,10 @@ def prefill_kernel(
         def merge_rows(k: int, at: Any, key: jax.Array, value: jax.Array, offset: jax.Array) -> None:
             masked = []
             for j, score in enumerate(by_lanes(scores_of(k, at, key))):
-                distance = ahead[at] - (offset + j * LANES)  # of the query from the key, in tokens
-                seen = distance >= 0
+                distance = offset + j * LANES  # of lane 0's key from the block's first query
+                seen = ahead[at] >= distance
                 if sliding_window is not None:
-                    seen &= distance < sliding_window
+                    seen &= ahead[at] < distance + sliding_window
                 masked.append(jnp.where(seen, score, MASKED))
             highest = functools.reduce(jnp.maximum, masked).max(axis=1, keepdims=True)
             before = peak[k, at]
@@ -292,20 +296,53 @@ def prefill_kernel(
                     total[k, at] += functools.reduce(jnp.add, weights)
                     weighted[k, at] += times_values(jnp.concatenate(weights, axis=1), value)
 
+    def prepared(index: jax.Array) -> tuple[Any, Any]:
+        """Tokens and rows of piece `index` of the queries or results that are laid out anew at a time."""
+        token = pl.multiple_of(index * prepared_tokens, prepared_tokens)
+        row = pl.multiple_of(token * group, prepared_tokens * group)
+        return pl.ds(token, prepared_tokens), pl.ds(row, prepared_tokens * group)
+
     def prepare_queries(walk: Walk) -> None:
         """Lays the block's queries out as rows; rows past its end are zeros, at the position of the last."""
+
+        def clear(token: jax.Array, _: None) -> None:
+            q_in[:, pl.ds(token, 1)] = jnp.zeros((num_heads, 1, *q_in.shape[2:]), q_in.dtype)
+
+        lax.fori_loop(walk.num_tokens, config.query_tokens, clear, None)
         row = lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 0)
         token = (row * -(-(1 << 16) // group)) >> 16  # row // group, exact below 4,096 rows
-        lane = lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 1)
-        ahead[...] = jnp.minimum(token, walk.num_tokens - 1) - lane
-        live = lax.broadcasted_iota(jnp.int32, (num_rows, layout.width), 0) < walk.num_tokens * group
-        for k in range(num_heads):
-            queries = q_in[k].reshape(num_rows, layout.width).astype(q.dtype)
-            q[k] = jnp.where(live, queries, jnp.zeros_like(queries))
+        ahead[...] = jnp.minimum(token, walk.num_tokens - 1) - lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 1)
 
-    def overflowed() -> jax.Array:
-        """Whether a row is so far above its reference that its sums cannot be trusted."""
-        return jnp.logical_not((jnp.max(total[...]) < SUM_LIMIT) & (jnp.max(jnp.abs(weighted[...])) < jnp.inf))
+        def lay_out(index: jax.Array, _: None) -> None:
+            tokens, at = prepared(index)
+            for k in range(num_heads):
+                q[k, at] = q_in[k, tokens].reshape(prepared_tokens * group, layout.width).astype(q.dtype)
+
+        lax.fori_loop(0, config.query_tokens // prepared_tokens, lay_out, None)
+        reset()
+
+    def reset() -> None:
+        peak[...] = jnp.full_like(peak, MASKED)
+        total[...] = jnp.zeros_like(total)
+        weighted[...] = jnp.zeros_like(weighted)
+
+    def finish() -> jax.Array:
+        """Writes the block's result to `o_out`; False if a row is too far above its reference to be trusted."""
+
+        def lay_out(index: jax.Array, highest: jax.Array) -> jax.Array:
+            tokens, at = prepared(index)
+            for k in range(num_heads):
+                sums = total[k, at].sum(axis=1, keepdims=True)
+                out = weighted[k, at] * (1 / jnp.where(sums == 0, 1, sums))
+                o_out[k, tokens] = out.astype(o_out.dtype).reshape(prepared_tokens, *o_out.shape[2:])
+                # Values that overflowed make results of infinities or NaN, and so does a sum that did.
+                for lanes in (total[k, at], *by_lanes(jnp.abs(out))):
+                    highest = jnp.maximum(highest, jnp.max(lanes, axis=0, keepdims=True))
+            return highest
+
+        nothing = jnp.zeros((1, LANES), jnp.float32)
+        highest = lax.fori_loop(0, config.query_tokens // prepared_tokens, lay_out, nothing)
+        return jnp.max(highest) < SUM_LIMIT
 
     def run_block(block: Block, kv_slot: jax.Array, o_pending: jax.Array) -> tuple[Block, jax.Array, jax.Array]:
         """Computes a query block whose first pages are on their way to `kv_slot`; returns the next one's."""
@@ -353,14 +390,12 @@ def prefill_kernel(
         def attempt(
             state: tuple[Walk, jax.Array, jax.Array, jax.Array],
         ) -> tuple[Walk, jax.Array, jax.Array, jax.Array]:
-            walk, slot, _, number = state
-            peak[...] = jnp.full_like(peak, MASKED)
-            total[...] = jnp.zeros_like(total)
-            weighted[...] = jnp.zeros_like(weighted)
-            wait_row = moves & (number == 0)
-            slot = visits(attend_masked, walk, jnp.int32(0), walk.num_masked, slot, wait_row)
-            slot = visits(attend_unmasked, walk, walk.num_masked, walk.num_visits, slot, wait_row)
-            again = (walk.num_masked < walk.num_visits) & overflowed()
+            walk, slot, _, pending = state
+            first_time = pending >= 0
+            slot = visits(attend_masked, walk, jnp.int32(0), walk.num_masked, slot, moves & first_time)
+            slot = visits(attend_unmasked, walk, walk.num_masked, walk.num_visits, slot, moves & first_time)
+            wait_output(pending)
+            again = jnp.logical_not(finish()) & (walk.num_masked < walk.num_visits)
             careful = walk.all_masked()
 
             @pl.when(again & exists)
@@ -370,23 +405,17 @@ def prefill_kernel(
             @pl.when(again)
             def start_over() -> None:
                 start_pages(source_of(block, careful, careful.visited(0)), slot)
+                reset()
 
-            return careful, slot, again, number + 1
+            return careful, slot, again, jnp.int32(-1)
 
-        start = (walk, kv_slot, jnp.bool_(True), jnp.int32(0))
-        final: Any = lax.while_loop(lambda state: state[2], attempt, start)
-        kv_slot = final[1]
-        wait_output(o_pending)
-        for k in range(num_heads):
-            sums = total[k].sum(axis=1, keepdims=True)
-            out = weighted[k] * (1 / jnp.where(sums == 0, 1, sums))
-            o_out[k] = out.astype(o_out.dtype).reshape(o_out.shape[1:])
+        final: Any = lax.while_loop(lambda state: state[2], attempt, (walk, kv_slot, jnp.bool_(True), o_pending))
         for copy in o_copies(block.part, block.token, walk.num_tokens):
             copy.start()
-        return following, kv_slot, walk.num_tokens
+        return following, final[1], walk.num_tokens
 
     def wait_output(num_tokens: jax.Array) -> None:
-        """Waits until `o_out` may be written again; 0 if nothing was sent from it."""
+        """Waits until `o_out`, of which `num_tokens` tokens were sent, may be written again."""
 
         @pl.when(num_tokens > 0)
         def _() -> None:

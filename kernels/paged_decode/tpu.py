@@ -34,10 +34,21 @@ from kernels.softmax import MASKED
 LANES = 128
 LOG2_E = math.log2(math.e)
 VMEM_SLACK_BYTES = 4 << 20
-BLOCK, PAGES_LEFT, DEAD_PAGES, NEXT_ROW, TABLE_SLOT, SLOT, CURSOR_SIZE = range(7)
-"""The cursor, in scalar memory: block of its row to fetch next, pages from it to the row's end, dead pages at its
-start (outside the window), the sequence after this one, the half of the table buffer with this sequence's row, and the
-half of the page buffer to attend to next."""
+TABLE_SLOTS = 3
+SLOT, TABLE_SLOT, NEXT_ROW, CURSOR_SIZE = range(4)
+"""What passes from one sequence to the next, in scalar memory: the half of the page buffer that its first block comes
+into, the part of the table buffer with its row, and the sequence after it."""
+
+
+class Blocks(NamedTuple):
+    """Where a sequence's pages are listed: block `start` is the first, `end` past the last; `low` and `length` bound
+    its live positions, `table` is the place of its row in the table buffer."""
+
+    start: Any
+    end: Any
+    low: Any
+    length: Any
+    table: Any
 
 
 class Statics(NamedTuple):
@@ -123,7 +134,7 @@ def _kernel(
     out_ref: Any,  # [rows_per_step, N, H]
     # Scratch
     kv_buffer: Any,  # [2, pages_per_block, ...page]
-    table_buffer: Any,  # int32[2 * table_width], scalar memory: there a flat index is the cheapest
+    table_buffer: Any,  # int32[TABLE_SLOTS * table_width], scalar memory: there a flat index is the cheapest
     cursor: Any,  # int32[CURSOR_SIZE], scalar memory
     kv_semaphores: Any,  # one for each half of kv_buffer
     table_semaphores: Any,  # one for each half of table_buffer
@@ -133,17 +144,20 @@ def _kernel(
     """One grid step: `rows_per_step` sequences. The block in flight passes from one step to the next."""
     step_row = pl.program_id(0) * s.rows_per_step
 
-    def context(row: Any) -> tuple[Any, Any]:
-        """First live position and length of a sequence; `row` may be past the end."""
-        length = context_lens[jnp.minimum(row, s.num_rows - 1)]
-        return 0 if s.window is None else jnp.maximum(length - s.window, 0), length
-
     def next_live(row: Any) -> Any:
         """The first sequence from `row` on that is not empty, or the number of sequences."""
-        return lax.while_loop(lambda r: (r < s.num_rows) & (context(r)[1] == 0), lambda r: r + 1, row)
 
-    def first_block(low: Any) -> Any:
-        return 0 if s.window is None else _divide(low, s.block_tokens)
+        def is_empty(row: Any) -> Any:
+            return (row < s.num_rows) & (context_lens[jnp.minimum(row, s.num_rows - 1)] == 0)
+
+        return lax.while_loop(is_empty, lambda row: row + 1, row)
+
+    def blocks_of(row: Any, table_slot: Any) -> Blocks:
+        """The blocks of a sequence; none if there is no such sequence."""
+        length = jnp.where(row < s.num_rows, context_lens[jnp.minimum(row, s.num_rows - 1)], 0)
+        low = 0 if s.window is None else jnp.maximum(length - s.window, 0)
+        start = 0 if s.window is None else _divide(low, s.block_tokens)
+        return Blocks(start, _ceil_divide(length, s.block_tokens), low, length, table_slot * s.table_width)
 
     def table_copy(row: Any, slot: Any) -> Any:
         target = table_buffer.at[pl.ds(pl.multiple_of(slot * s.table_width, LANES), s.table_width)]
@@ -154,58 +168,31 @@ def _kernel(
         def _() -> None:
             table_copy(row, slot).start()
 
-    def enter(row: Any, slot: Any) -> None:
-        """Puts the cursor on the first block of a sequence, whose table row has been sent for."""
-        low, length = context(row)
-        block = first_block(low)
-        left = _ceil_divide(length, s.page_size) - block * s.pages_per_block
-        cursor[BLOCK] = block
-        cursor[PAGES_LEFT] = jnp.where(row < s.num_rows, left, 0)
-        cursor[TABLE_SLOT] = slot
-        if s.window is not None:
-            cursor[DEAD_PAGES] = _divide(low, s.page_size) - block * s.pages_per_block
-
+    def wait_table(row: Any, slot: Any) -> None:
         @pl.when(row < s.num_rows)
         def _() -> None:
             table_copy(row, slot).wait()
 
-    def start_block(slot: Any) -> None:
-        """Sends for the live pages of the cursor's block and moves the cursor on."""
-        block, left = cursor[BLOCK], cursor[PAGES_LEFT]
-        base = cursor[TABLE_SLOT] * s.table_width + block * s.pages_per_block
-        pages = [table_buffer[base + j] for j in range(s.pages_per_block)]
-        for j, page in enumerate(pages):
-            live = j < left if s.window is None else (j < left) & (j >= cursor[DEAD_PAGES])
+    def live_pages(low: Any, high: Any) -> tuple[Any, Any]:
+        """First and past the last page of a block whose live positions are low..high-1; both may lie outside it."""
+        first = 0 if s.window is None else _divide(jnp.maximum(low, 0), s.page_size)
+        return first, jnp.minimum(_ceil_divide(high, s.page_size), s.pages_per_block)
 
-            @pl.when(live)
+    def start_block(slot: Any, table: Any, low: Any, high: Any) -> None:
+        """Sends for the live pages of the block at `table`, whose live positions are low..high-1."""
+        first, end = live_pages(low, high)
+        pages = [table_buffer[table + j] for j in range(s.pages_per_block)]
+        for j, page in enumerate(pages):
+
+            @pl.when(j < end if s.window is None else (j < end) & (j >= first))
             def _(j: int = j, page: Any = page) -> None:
                 pltpu.make_async_copy(kv_hbm.at[page], kv_buffer.at[slot, j], kv_semaphores.at[slot]).start()
 
-        cursor[BLOCK] = block + 1
-        cursor[PAGES_LEFT] = left - s.pages_per_block
-        if s.window is not None:
-            cursor[DEAD_PAGES] = 0
-
-        @pl.when((left > 0) & (left <= s.pages_per_block))
-        def _() -> None:
-            row, table_slot = cursor[NEXT_ROW], cursor[TABLE_SLOT]
-            after = next_live(row + 1)
-            cursor[NEXT_ROW] = after
-            start_table(after, table_slot)
-            enter(row, 1 - table_slot)
-
     def wait_block(slot: Any, num_pages: Any) -> None:
-        """Waits for so many pages, by powers of two: a wait's size is static."""
-        size = s.pages_per_block
-        while size:
-
-            @pl.when((num_pages & size) != 0)
-            def _(size: int = size) -> None:
-                some = kv_buffer.at[slot, pl.ds(0, size)]
-                arrival: Any = pltpu.make_async_copy(some, some, kv_semaphores.at[slot])
-                arrival.wait()
-
-            size //= 2
+        """Waits for so many pages."""
+        some = kv_buffer.at[slot, pl.ds(0, num_pages)]
+        arrival: Any = pltpu.make_async_copy(some, some, kv_semaphores.at[slot])
+        arrival.wait()
 
     def clear_dead_values(slot: Any, low: Any, high: Any) -> None:
         """Stores zeros over the values outside positions low..high-1 of the block."""
@@ -223,14 +210,23 @@ def _kernel(
             lax.fori_loop(0, _ceil_divide(jnp.maximum(low, 0), s.page_size), clear_page, None)
         lax.fori_loop(_divide(jnp.minimum(high, s.block_tokens), s.page_size), s.pages_per_block, clear_page, None)
 
-    def attend_block(block: Any, q: list[jax.Array], low: Any, length: Any, states: list[Softmax]) -> list[Softmax]:
-        slot = cursor[SLOT]
-        cursor[SLOT] = 1 - slot
-        start_block(1 - slot)
-        start = block * s.block_tokens
-        low, high = low - start, length - start
-        first_page = 0 if s.window is None else _divide(jnp.maximum(low, 0), s.page_size)
-        wait_block(slot, jnp.minimum(_ceil_divide(high, s.page_size), s.pages_per_block) - first_page)
+    def attend_block(
+        block: Any, slot: Any, q: list[jax.Array], mine: Blocks, after: Blocks, states: list[Softmax]
+    ) -> list[Softmax]:
+        is_last = block + 1 == mine.end
+        base = jnp.where(is_last, after.start, block + 1) * s.block_tokens
+        table = jnp.where(
+            is_last, after.table + after.start * s.pages_per_block, mine.table + (block + 1) * s.pages_per_block
+        )
+        start_block(
+            1 - slot,
+            table,
+            jnp.where(is_last, after.low, mine.low) - base,
+            jnp.where(is_last, after.length, mine.length) - base,
+        )
+        low, high = mine.low - block * s.block_tokens, mine.length - block * s.block_tokens
+        first, end = live_pages(low, high)
+        wait_block(slot, end - first)
 
         @pl.when(high < s.block_tokens if s.window is None else (high < s.block_tokens) | (low > 0))
         def _() -> None:
@@ -251,7 +247,17 @@ def _kernel(
 
     def attend_row(index: Any) -> None:
         """Attention of the step's sequence `index`, which is not empty."""
-        low, length = context(step_row + index)
+        slot, table_slot, next_row = cursor[SLOT], cursor[TABLE_SLOT], cursor[NEXT_ROW]
+        mine = blocks_of(step_row + index, table_slot)
+        next_slot = jnp.where(table_slot == TABLE_SLOTS - 1, 0, table_slot + 1)
+        after = blocks_of(next_row, next_slot)
+        row_after = next_live(next_row + 1)
+        start_table(row_after, jnp.where(next_slot == TABLE_SLOTS - 1, 0, next_slot + 1))
+        wait_table(next_row, next_slot)
+        cursor[SLOT] = lax.bitwise_xor(slot, (mine.end - mine.start) & 1)
+        cursor[TABLE_SLOT] = next_slot
+        cursor[NEXT_ROW] = row_after
+
         width = kv_buffer.shape[-1]
         q = [q_ref[index, pl.ds(head * s.group, s.group)] for head in range(s.num_kv_heads)]
         if s.side_by_side:  # zeros meet the values, so that the product is with the keys alone
@@ -259,9 +265,11 @@ def _kernel(
         column = (s.group, 1)
         empty = Softmax(jnp.full(column, MASKED), jnp.zeros(column), jnp.zeros((s.group, width)))
         states = lax.fori_loop(
-            first_block(low),
-            _ceil_divide(length, s.block_tokens),
-            lambda block, states: attend_block(block, q, low, length, states),
+            mine.start,
+            mine.end,
+            lambda block, states: attend_block(
+                block, lax.bitwise_xor(slot, (block - mine.start) & 1), q, mine, after, states
+            ),
             [empty] * s.num_kv_heads,
         )
         for head, state in enumerate(states):
@@ -270,7 +278,7 @@ def _kernel(
             out_ref[index, pl.ds(head * s.group, s.group)] = out.astype(out_ref.dtype)
 
     def row_step(index: Any, _: None) -> None:
-        empty = context(step_row + index)[1] == 0
+        empty = context_lens[step_row + index] == 0
 
         @pl.when(empty)
         def zeros() -> None:
@@ -283,12 +291,14 @@ def _kernel(
     @pl.when(pl.program_id(0) == 0)
     def first_fetch() -> None:
         row = next_live(0)
-        after = next_live(row + 1)
-        cursor[NEXT_ROW], cursor[SLOT] = after, 0
+        row_after = next_live(row + 1)
+        cursor[SLOT], cursor[TABLE_SLOT], cursor[NEXT_ROW] = 0, 0, row_after
         start_table(row, 0)
-        start_table(after, 1)
-        enter(row, 0)
-        start_block(0)
+        start_table(row_after, 1)
+        wait_table(row, 0)
+        mine = blocks_of(row, 0)
+        base = mine.start * s.block_tokens
+        start_block(0, mine.start * s.pages_per_block, mine.low - base, mine.length - base)
 
     lax.fori_loop(0, jnp.minimum(s.rows_per_step, s.num_rows - step_row), row_step, None)
 
@@ -352,10 +362,10 @@ def paged_decode(
             out_specs=rows_spec,
             scratch_shapes=[
                 pltpu.VMEM(buffer_shape, kv_pages.dtype),
-                pltpu.SMEM((2 * s.table_width,), jnp.int32),
+                pltpu.SMEM((TABLE_SLOTS * s.table_width,), jnp.int32),
                 pltpu.SMEM((CURSOR_SIZE,), jnp.int32),
                 pltpu.SemaphoreType.DMA((2,)),
-                pltpu.SemaphoreType.DMA((2,)),
+                pltpu.SemaphoreType.DMA((TABLE_SLOTS,)),
             ],
         ),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem_bytes, disable_bounds_checks=True),
