@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.checks import LANES
 from kernels.chunked_prefill import chunked_prefill
 from kernels.chunked_prefill.tuning import PrefillKey
 from kernels.chunked_prefill.tuning import choose as choose_prefill
@@ -28,6 +29,9 @@ LAYER_POOL_BYTES = 1 << 26
 """Size of a layer's pool; the programs are the same for any, and all layers of the largest model must fit v5e."""
 
 BLOCK_LIMIT = "the pages of one block of the kernel"
+QUERIES_LIMIT = (
+    "the pages of one block of the kernel and the queries, whose rows are not 128 lanes and are laid out anew"
+)
 PAGE_LIMIT = "one page of one layer"
 WRITE_LIMIT = "the new keys and values"
 
@@ -177,10 +181,16 @@ def prefill_case(shape: Shape) -> Case:
     key = PrefillKey(heads.group, heads.num_kv_heads, heads.head_dim, shape.itemsize)
     config = choose_prefill(key, CHUNK_TOKENS, shape.page_size)
     head_bytes = shape.page_bytes // heads.num_kv_heads // shape.page_size
-    return _attention_case(chunked_prefill, shape, args, config.key_tokens * config.kv_heads * head_bytes)
+    block_bytes = config.key_tokens * config.kv_heads * head_bytes
+    if heads.head_dim == LANES:
+        return _attention_case(chunked_prefill, shape, args, block_bytes)
+    query_bytes = CHUNK_TOKENS * heads.num_heads * max(heads.head_dim, LANES) * shape.itemsize
+    return _attention_case(chunked_prefill, shape, args, block_bytes + query_bytes, QUERIES_LIMIT)
 
 
-def _attention_case(op: Callable[..., Any], shape: Shape, args: tuple[Any, ...], block_bytes: int) -> Case:
+def _attention_case(
+    op: Callable[..., Any], shape: Shape, args: tuple[Any, ...], max_temp_bytes: int, limit: str = BLOCK_LIMIT
+) -> Case:
     function = functools.partial(
         op,
         scale=shape.heads.head_dim**-0.5,
@@ -189,7 +199,7 @@ def _attention_case(op: Callable[..., Any], shape: Shape, args: tuple[Any, ...],
         implementation="pallas",
     )
     name = op.__name__
-    return Case(name, str(shape), shape.models, function, args, (), block_bytes, BLOCK_LIMIT)
+    return Case(name, str(shape), shape.models, function, args, (), max_temp_bytes, limit)
 
 
 def write_case(shape: Shape, num_tokens: int) -> Case:
@@ -247,14 +257,13 @@ def all_cases() -> list[Case]:
 def sample_cases() -> list[Case]:
     """A few of them that together have every op, layout, element type and limit: what the tests compile."""
     r1, llama = MODELS["deepseek-r1-distill-qwen-1.5b"], MODELS["llama-3.1-8b"]
-    small, large = list(EXTRA_HEADS)[:2]
-    narrow, wide = Shape("", r1, 128), Shape("", llama, 16)
-    side_by_side, float32 = Shape("", small, 64), Shape("", r1, 128, "float32")
-    limited = Shape("", large, 128, sliding_window=4096, soft_cap=50.0)
+    small, large = (next(heads for heads in EXTRA_HEADS if heads.head_dim == size) for size in (64, 256))
+    narrow, wide, float32 = Shape("", r1, 128), Shape("", llama, 16), Shape("", r1, 128, "float32")
+    side_by_side = Shape("", small, 64, sliding_window=4096, soft_cap=50.0)
     return [
-        *map(decode_case, (narrow, wide, side_by_side, float32, limited)),
-        *map(prefill_case, (narrow, side_by_side, limited)),
-        *(write_case(shape, DECODE_BATCH) for shape in (narrow, side_by_side, float32)),
+        *map(decode_case, (narrow, wide, side_by_side, float32, Shape("", large, 256))),
+        *map(prefill_case, (narrow, side_by_side)),
+        *(write_case(shape, DECODE_BATCH) for shape in (side_by_side, float32)),
         write_case(narrow, CHUNK_TOKENS),
         *map(gather_case, (narrow, side_by_side)),
         *map(scatter_case, (narrow, side_by_side)),
