@@ -11,6 +11,10 @@ from kernels.implementations import resolve
 from kernels.kv_pool import pool_dims, value_dtype
 from kernels.kv_write import reference, tpu
 
+MAX_PAGE_SIZE = 256
+MAX_PAGES = 1 << 22
+"""Limits of the TPU kernel, whose list of work has a page and a part of it in 32 bits."""
+
 
 def write_kv(
     kv_pages: jax.Array,
@@ -50,4 +54,11 @@ def write_kv(
     if chosen == "xla":
         return reference.write_kv(kv_pages, k, v, slots)
     check_pool_for_tpu("write_kv", kv_pages)
+    require(
+        pool.page_size <= MAX_PAGE_SIZE and pool.num_pages <= MAX_PAGES,
+        f"write_kv: kv_pages has {pool.num_pages} pages of {pool.page_size} tokens; the TPU kernel takes at most "
+        f"{MAX_PAGES} of {MAX_PAGE_SIZE}",
+    )
+    if not slots.shape[0]:
+        return kv_pages
     return tpu.write_kv(kv_pages, k, v, slots, implementation=chosen)

@@ -2,27 +2,28 @@
 
 Rows of a 16-bit page come in pairs that share their 32-bit words, so a single new row means to read its pair, replace
 a half of each word, and write it back. `kernels.kv_write.runs` lists what is to be done: runs that fill a whole span
-of a page, which is written without being read, and runs that fill a group or a part of one.
+of a page, which is written without being read, and runs that fill a group of rows or a part of one.
 
-    XLA      K, V [T, K, H] --> words [J, T, 128]; slots --> list of runs
-    HBM      words of block b + 1 --> VMEM      while block b is at work
-    span     words, shifted and unpacked in VMEM --> page
-    group    page --> VMEM (16 runs ahead), words put over it --> page (16 runs behind)
+    XLA      K, V [T, K, H] -> words [planes, T, 128] and slots -> list of runs
+    words    HBM -> VMEM, in chunks
+    span     words, shifted and sorted into row pairs -> VMEM -> page
+    group    page -> VMEM, words put over it -> page: batch b + 1 is read and b - 1 written while b is changed
 
-New rows are packed by two channels to a word (a head's key in the lower half, its value in the upper), because the
-tokens' rows lie anywhere relative to the page's, and only 32-bit rows can be loaded from any row on. The kernel sorts
-the halves into the page's row pairs with integer shifts, which leave every bit as it was.
+A word holds one lane of two channels (a head's key in the lower half, its value in the upper), because the tokens' rows
+lie anywhere relative to the page's, and only 32-bit rows can be loaded from any row on. The kernel sorts the halves into
+the page's row pairs with integer shifts, which leave every bit as it was.
 
-Why no group is read before what was written to it has arrived. Runs go through a ring of `reads_ahead + writes_behind`
-buffers in list order. Before the read of run r starts, the write of run r - ring, whose buffer it takes, has been
-waited for, and so have all before that one. Of the ring - 1 runs between, none has the same group, or the list says
-AGAIN; such a run is read in its own turn only, when all writes before it have been waited for. So a read never meets
-a write of its group that is under way or still to come from an earlier run, and two writes to a group are never under
-way together. Runs that fill a group or span share it with no other, as slots differ. The sentinel page, where they may
-not, is never touched.
+Why nothing is read before what was written to it has arrived, and no two writes race:
+* Slots differ, the sentinel page's apart, which is never touched. So runs have no rows in common, and a span that is
+  filled whole shares rows with no group that has a run.
+* Two runs for one group would meet in it: each writes the other's rows back as it read them. The list names such a
+  group once among the first runs; all runs of that part may be under way together.
+* The later runs of those groups come when every write before them has been waited for, one run at a time: read, wait,
+  change, write, wait. They are rare: one sequence's tokens would have to come from two places of a step.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,13 +34,17 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.checks import LANES
 from kernels.implementations import Implementation, interpret_mode
-from kernels.kv_pool import pool_dims, to_storage
-from kernels.kv_write.runs import AGAIN, COUNT_BITS, FILLED, FIRST_BITS, MODE_BITS, PART_BITS, PARTLY, find_runs
+from kernels.kv_pool import PoolDims, pool_dims, to_storage
+from kernels.kv_write.runs import COUNT_BITS, FIRST_BITS, PART_BITS, Chunks, Runs, find_runs
 from kernels.kv_write.tuning import Blocks, pick_blocks
 
 MARGIN = 16
-"""Rows before a block's words, so that a group's tile may begin before its first token."""
+"""Rows around the words, so that a group's tile may begin before the first token and end after the last."""
 SPAN_BUFFERS = 4
+BATCHES = 3
+UNROLL = 4
+TILE_ROWS = 16
+"""Rows of a span that are put at a time: they fill a register."""
 
 Ref = Any
 """A Pallas reference, or a part of one; jax does not type them."""
@@ -60,8 +65,7 @@ class Layout(NamedTuple):
     def parts(self, plane: int) -> list[tuple[int, pl.Slice]]:
         """Channels and lanes that a plane holds, lower half first."""
         across = self.width // LANES
-        lanes = pl.ds(plane % across * LANES, LANES)
-        first = plane // across * (1 + self.packed)
+        first, lanes = plane // across * (1 + self.packed), pl.ds(plane % across * LANES, LANES)
         return [(channel, lanes) for channel in range(first, min(first + 1 + self.packed, self.channels))]
 
 
@@ -76,19 +80,79 @@ def write_kv(
 ) -> jax.Array:
     """See `kernels.kv_write.write_kv`; `blocks` overrides the tuning."""
     pool = pool_dims(kv_pages.shape)
-    num_tokens, itemsize = slots.shape[0], kv_pages.dtype.itemsize
-    blocks = blocks or pick_blocks(num_tokens, pool.page_size, itemsize)
-    num_blocks = pl.cdiv(num_tokens, blocks.block_tokens)
-    tail = num_blocks * blocks.block_tokens - num_tokens
-    words = jnp.pad(_words(kv_pages, k, v), ((0, 0), (MARGIN, tail + blocks.span_rows), (0, 0)))
-    runs = find_runs(jnp.pad(slots, (0, tail)), pool.page_size, blocks)
+    num_tokens = slots.shape[0]
+    layout = _layout(pool, kv_pages)
+    itemsize = kv_pages.dtype.itemsize
+    blocks = blocks or pick_blocks(num_tokens, pool.page_size, itemsize, 4 * LANES * layout.planes)
+    pages = kv_pages.reshape(pool.num_pages, layout.channels, pool.page_size, layout.width)
+    num_calls = pl.cdiv(num_tokens, blocks.call_tokens)
+    step = pl.cdiv(num_tokens, num_calls)
+    for start in range(0, num_tokens, step):
+        part = slice(start, start + step)
+        words, runs = _words(kv_pages, k[part], v[part]), find_runs(slots[part], pool.page_size, blocks)
+        pages = _call(pages, words, runs, layout, blocks, implementation)
+    return pages.reshape(kv_pages.shape)
+
+
+def _layout(pool: PoolDims, kv_pages: jax.Array) -> Layout:
     channels = pool.num_kv_heads * (1 if pool.side_by_side else 2)
-    layout = Layout(channels, kv_pages.shape[-1], itemsize == 2)
-    pages = kv_pages.reshape(pool.num_pages, channels, pool.page_size, layout.width)
+    return Layout(channels, kv_pages.shape[-1], kv_pages.dtype.itemsize == 2)
+
+
+def _words(kv_pages: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """New keys and values as 32-bit words, `uint32[planes, T, 128]` (see `Layout`), T padded to whole chunks."""
+    num_tokens = k.shape[0]
+    k, v = to_storage(k, kv_pages.dtype), to_storage(v, kv_pages.dtype)
+    side_by_side, packed = kv_pages.ndim == 4, kv_pages.dtype.itemsize == 2
+    rows = jnp.concatenate([k, v], axis=2) if side_by_side else jnp.stack([k, v], axis=2)
+    if packed:
+        if side_by_side:
+            rows = jnp.pad(rows, ((0, 0), (0, rows.shape[1] % 2), (0, 0)))
+        halves = (rows[:, ::2], rows[:, 1::2]) if side_by_side else (k, v)
+        lower, upper = (lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) for x in halves)
+        words = lower | upper << 16
+    else:
+        words = lax.bitcast_convert_type(rows, jnp.uint32)
+    words = words.reshape(num_tokens, -1, LANES).swapaxes(0, 1)
+    chunks = Chunks.of(num_tokens)
+    return jnp.pad(words, ((0, 0), (0, chunks.count * chunks.size - num_tokens), (0, 0)))
+
+
+class _Scratch(NamedTuple):
+    words: Ref
+    groups: Ref
+    spans: Ref
+    words_in: Ref
+    groups_in: Ref
+    groups_out: Ref
+    spans_out: Ref
+
+    @classmethod
+    def of(cls, layout: Layout, blocks: Blocks, num_tokens: int, dtype: jnp.dtype) -> "_Scratch":
+        channels, semaphores = layout.channels, pltpu.SemaphoreType.DMA
+        return cls(
+            words=pltpu.VMEM((layout.planes, MARGIN + num_tokens + MARGIN, LANES), jnp.uint32),
+            groups=pltpu.VMEM((BATCHES, blocks.batch_runs, channels, blocks.group_rows, layout.width), dtype),
+            spans=pltpu.VMEM((SPAN_BUFFERS, channels, blocks.span_rows, layout.width), dtype),
+            words_in=semaphores((Chunks.of(num_tokens).count,)),
+            groups_in=semaphores((BATCHES,)),
+            groups_out=semaphores((BATCHES,)),
+            spans_out=semaphores((SPAN_BUFFERS,)),
+        )
+
+    def limit_bytes(self) -> int:
+        """What the buffers take, and as much as a quarter and 4 MiB more for padding and the compiler's own use."""
+        buffers = (self.words, self.groups, self.spans)
+        return 5 * sum(x.inner_aval.size * x.inner_aval.dtype.itemsize for x in buffers) // 4 + (4 << 20)
+
+
+def _call(
+    pages: jax.Array, words: jax.Array, runs: Runs, layout: Layout, blocks: Blocks, implementation: Implementation
+) -> jax.Array:
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    scratch = _Scratch.of(layout, blocks, kv_pages.dtype)
+    scratch = _Scratch.of(layout, blocks, words.shape[1], pages.dtype)
     written: jax.Array = pl.pallas_call(
-        functools.partial(_kernel, layout=layout, blocks=blocks, num_blocks=num_blocks),
+        functools.partial(_kernel, layout=layout, blocks=blocks),
         out_shape=jax.ShapeDtypeStruct(pages.shape, pages.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -102,59 +166,11 @@ def write_kv(
         interpret=interpret_mode(implementation),
         name="kv_write",
     )(*runs, words, pages)
-    return written.reshape(kv_pages.shape)
-
-
-class _Scratch(NamedTuple):
-    words: Ref
-    groups: Ref
-    spans: Ref
-    words_in: Ref
-    groups_in: Ref
-    groups_out: Ref
-    spans_out: Ref
-
-    @classmethod
-    def of(cls, layout: Layout, blocks: Blocks, dtype: jnp.dtype) -> "_Scratch":
-        ring, semaphores = blocks.reads_ahead + blocks.writes_behind, pltpu.SemaphoreType.DMA
-        rows = MARGIN + blocks.block_tokens + blocks.span_rows
-        return cls(
-            words=pltpu.VMEM((2, layout.planes, rows, LANES), jnp.uint32),
-            groups=pltpu.VMEM((ring, layout.channels, blocks.group_rows, layout.width), dtype),
-            spans=pltpu.VMEM((SPAN_BUFFERS, layout.channels, blocks.span_rows, layout.width), dtype),
-            words_in=semaphores((2,)),
-            groups_in=semaphores((ring,)),
-            groups_out=semaphores((ring,)),
-            spans_out=semaphores((SPAN_BUFFERS,)),
-        )
-
-    def limit_bytes(self) -> int:
-        """Twice what the buffers take, for padded tiles and the compiler's own use."""
-        buffers = (self.words, self.groups, self.spans)
-        return 2 * sum(x.inner_aval.size * x.inner_aval.dtype.itemsize for x in buffers) + (4 << 20)
-
-
-def _words(kv_pages: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """New keys and values as 32-bit words, `uint32[planes, T, 128]` (see `Layout`)."""
-    num_tokens = k.shape[0]
-    k, v = to_storage(k, kv_pages.dtype), to_storage(v, kv_pages.dtype)
-    if kv_pages.ndim == 4:
-        rows = jnp.concatenate([k, v], axis=2)
-        rows = jnp.pad(rows, ((0, 0), (0, rows.shape[1] % 2), (0, 0)))
-        halves = (rows[:, ::2], rows[:, 1::2])
-    else:
-        rows = jnp.stack([k, v], axis=2).reshape(num_tokens, -1, k.shape[2])
-        halves = (k, v)
-    if kv_pages.dtype.itemsize == 2:
-        lower, upper = (lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) for x in halves)
-        words = lower | upper << 16
-    else:
-        words = lax.bitcast_convert_type(rows, jnp.uint32)
-    return words.reshape(num_tokens, -1, LANES).swapaxes(0, 1)
+    return written
 
 
 def _kernel(
-    bounds: Ref,
+    ends: Ref,
     entries: Ref,
     targets: Ref,
     words_hbm: Ref,
@@ -170,114 +186,136 @@ def _kernel(
     *,
     layout: Layout,
     blocks: Blocks,
-    num_blocks: int,
 ) -> None:
-    ring = blocks.reads_ahead + blocks.writes_behind
-    num_groups = bounds[num_blocks]
-    first_span, end_of_spans = bounds[num_blocks + 1], bounds[2 * num_blocks + 1]
-    word_rows = blocks.group_rows // (1 + layout.packed)
+    chunks = Chunks.of(words_hbm.shape[1])
+    end_of_first, end_of_groups = ends[0], ends[1]
+    batch_runs, group_rows, span_rows = blocks.batch_runs, blocks.group_rows, blocks.span_rows
 
     def rows_of(run: jax.Array, rows: int) -> Ref:
         target = targets[run]
         start = pl.multiple_of((target & (1 << PART_BITS) - 1) * rows, rows)
         return pages.at[target >> PART_BITS, :, pl.ds(start, rows)]
 
-    def words_copy(block: jax.Array) -> Any:
-        start = pl.multiple_of(block * blocks.block_tokens, 8)
-        source = words_hbm.at[:, pl.ds(start, words.shape[2])]
-        return pltpu.make_async_copy(source, words.at[lax.rem(block, 2)], words_in.at[lax.rem(block, 2)])
+    def words_copy(chunk: jax.Array) -> Any:
+        start = pl.multiple_of(chunk * chunks.size, 8)
+        target = words.at[:, pl.ds(MARGIN + start, chunks.size)]
+        return pltpu.make_async_copy(words_hbm.at[:, pl.ds(start, chunks.size)], target, words_in.at[chunk])
 
-    def read(run: jax.Array) -> Any:
-        slot = lax.rem(run, ring)
-        return pltpu.make_async_copy(rows_of(run, blocks.group_rows), groups.at[slot], groups_in.at[slot])
-
-    def write(run: jax.Array) -> Any:
-        slot = lax.rem(run, ring)
-        return pltpu.make_async_copy(groups.at[slot], rows_of(run, blocks.group_rows), groups_out.at[slot])
-
-    def write_span(run: jax.Array) -> Any:
-        slot = lax.rem(run - first_span, SPAN_BUFFERS)
-        return pltpu.make_async_copy(spans.at[slot], rows_of(run, blocks.span_rows), spans_out.at[slot])
-
-    def mode_of(run: jax.Array) -> jax.Array:
-        return entries[run] & (1 << MODE_BITS) - 1
-
-    def read_early(run: jax.Array) -> None:
-        @pl.when(run < num_groups)
-        def _() -> None:
-            @pl.when(mode_of(run) == PARTLY)
-            def _() -> None:
-                read(run).start()
-
-    def put(target: Ref, block: jax.Array, row: jax.Array, rows: int, mask: jax.Array | None) -> None:
-        """Puts the words of `rows` tokens from `row` of the block on into `target [channels, rows, width]`."""
+    def put(target: Ref, row: jax.Array, mask: jax.Array | None = None) -> None:
+        """Puts the words from `row` on over `target [channels, rows, width]`, where the mask has ones."""
         for plane in range(layout.planes):
-            tiles = _tiles(words.at[lax.rem(block, 2), plane], row, rows, layout.packed)
+            tiles = _tiles(words.at[plane], row, target.shape[1], layout.packed)
             for tile, (channel, lanes) in zip(tiles, layout.parts(plane), strict=False):
                 if mask is not None:
                     old = pltpu.bitcast(target[channel, :, lanes], jnp.uint32)
                     tile = (tile & mask) | (old & ~mask)
                 target[channel, :, lanes] = pltpu.bitcast(tile, target.dtype)
 
-    def group(run: jax.Array, block: jax.Array, complete: jax.Array) -> jax.Array:
-        """Run `run`; `complete` runs are known to have been written. Returns that number after this run."""
-        reused = run + blocks.reads_ahead - ring
+    def put_group(run: jax.Array, group: Ref) -> None:
+        entry = entries[run]
+        count, place = entry & (1 << COUNT_BITS) - 1, entry >> COUNT_BITS
+        token, first = place >> FIRST_BITS, place & (1 << FIRST_BITS) - 1
+        put(group, MARGIN + token - first, _row_mask(group_rows, first, first + count, layout.packed))
 
-        @pl.when(reused >= complete)
+    def read(run: jax.Array, slot: jax.Array, place: jax.Array) -> Any:
+        return pltpu.make_async_copy(rows_of(run, group_rows), groups.at[slot, place], groups_in.at[slot])
+
+    def write(run: jax.Array, slot: jax.Array, place: jax.Array) -> Any:
+        return pltpu.make_async_copy(groups.at[slot, place], rows_of(run, group_rows), groups_out.at[slot])
+
+    def runs_in(batch: jax.Array) -> jax.Array:
+        return jnp.clip(end_of_first - batch * batch_runs, 0, batch_runs)
+
+    def read_batch(batch: jax.Array) -> None:
+        slot = lax.rem(batch, BATCHES)
+        _each(runs_in(batch), batch_runs, lambda place: read(batch * batch_runs + place, slot, place).start())
+
+    def wait_for(batch: jax.Array, semaphores: Ref) -> None:
+        """Waits for the copies of all runs of the batch: a semaphore counts bytes."""
+        slot = lax.rem(batch, BATCHES)
+        count = runs_in(batch)
+
+        @pl.when(count == batch_runs)
         def _() -> None:
-            write(reused).wait()
+            pltpu.make_async_copy(groups.at[slot], groups.at[slot], semaphores.at[slot]).wait()
 
-        read_early(run + blocks.reads_ahead)
-        mode = mode_of(run)
-
-        @pl.when(mode == AGAIN)
+        @pl.when(count < batch_runs)
         def _() -> None:
-            lax.fori_loop(jnp.maximum(complete, reused + 1), run, lambda r, _: write(r).wait(), None)
-            read(run).start()
+            one = pltpu.make_async_copy(groups.at[slot, 0], groups.at[slot, 0], semaphores.at[slot])
+            lax.fori_loop(0, count, lambda i, _: one.wait(), None)
 
-        @pl.when(mode != FILLED)
+    def write_batch(batch: jax.Array, carry: None) -> None:
+        slot = lax.rem(batch, BATCHES)
+        read_batch(batch + 1)
+        wait_for(batch, groups_in)
+
+        def change(place: jax.Array) -> None:
+            run = batch * batch_runs + place
+            put_group(run, groups.at[slot, place])
+            write(run, slot, place).start()
+
+        _each(runs_in(batch), batch_runs, change)
+
+        @pl.when(batch > 0)
         def _() -> None:
-            read(run).wait()
+            wait_for(batch - 1, groups_out)
 
-        entry = entries[run] >> MODE_BITS
-        count, first = entry & (1 << COUNT_BITS) - 1, entry >> COUNT_BITS & (1 << FIRST_BITS) - 1
-        token = entry >> COUNT_BITS + FIRST_BITS
-        mask = _row_mask(word_rows, first, first + count, layout.packed)
-        row = MARGIN + token - block * blocks.block_tokens - first
-        put(groups.at[lax.rem(run, ring)], block, row, blocks.group_rows, mask)
-        write(run).start()
-        return jnp.where(mode == AGAIN, run, complete)
+    def write_again(run: jax.Array, carry: None) -> None:
+        read(run, 0, 0).start()
+        read(run, 0, 0).wait()
+        put_group(run, groups.at[0, 0])
+        write(run, 0, 0).start()
+        write(run, 0, 0).wait()
 
-    def span(run: jax.Array, block: jax.Array) -> None:
-        @pl.when(run - first_span >= SPAN_BUFFERS)
+    def span_copy(run: jax.Array) -> Any:
+        slot = lax.rem(run - end_of_groups, SPAN_BUFFERS)
+        return pltpu.make_async_copy(spans.at[slot], rows_of(run, span_rows), spans_out.at[slot])
+
+    def write_span(run: jax.Array, carry: None) -> None:
+        slot, rows = lax.rem(run - end_of_groups, SPAN_BUFFERS), min(TILE_ROWS, span_rows)
+        token = entries[run] >> COUNT_BITS + FIRST_BITS
+
+        @pl.when(run >= end_of_groups + SPAN_BUFFERS)
         def _() -> None:
-            write_span(run - SPAN_BUFFERS).wait()
+            span_copy(run - SPAN_BUFFERS).wait()
 
-        token = entries[run] >> MODE_BITS + COUNT_BITS + FIRST_BITS
-        row = MARGIN + token - block * blocks.block_tokens
-        slot, rows = lax.rem(run - first_span, SPAN_BUFFERS), min(16, blocks.span_rows)
-        for start in range(0, blocks.span_rows, rows):
-            put(spans.at[slot, :, pl.ds(start, rows)], block, row + start, rows, None)
-        write_span(run).start()
+        for start in range(0, span_rows, rows):
+            put(spans.at[slot, :, pl.ds(start, rows)], MARGIN + token + start)
+        span_copy(run).start()
 
-    def work(block: jax.Array, complete: jax.Array) -> jax.Array:
-        words_copy(block).wait()
+    def write_spans(chunk: jax.Array, carry: None) -> None:
+        words_copy(chunk).wait()
+        lax.fori_loop(ends[1 + chunk], ends[2 + chunk], write_span, None)
 
-        @pl.when(block + 1 < num_blocks)
-        def _() -> None:
-            words_copy(block + 1).start()
+    lax.fori_loop(0, chunks.count, lambda chunk, _: words_copy(chunk).start(), None)
+    read_batch(jnp.int32(0))
+    lax.fori_loop(0, chunks.count, write_spans, None)
+    num_batches = pl.cdiv(end_of_first, batch_runs)
+    lax.fori_loop(0, num_batches, write_batch, None)
 
-        at = num_blocks + 1 + block
-        lax.fori_loop(bounds[at], bounds[at + 1], lambda run, _: span(run, block), None)
-        return lax.fori_loop(bounds[block], bounds[block + 1], lambda run, n: group(run, block, n), complete)
+    @pl.when(num_batches > 0)
+    def _() -> None:
+        wait_for(num_batches - 1, groups_out)
 
-    words_copy(0).start()
-    lax.fori_loop(0, blocks.reads_ahead, lambda run, _: read_early(run), None)
-    complete = lax.fori_loop(0, num_blocks, work, 0)
-    left = jnp.maximum(complete, num_groups + blocks.reads_ahead - ring)
-    lax.fori_loop(left, num_groups, lambda run, _: write(run).wait(), None)
-    spans_left = jnp.maximum(first_span, end_of_spans - SPAN_BUFFERS)
-    lax.fori_loop(spans_left, end_of_spans, lambda run, _: write_span(run).wait(), None)
+    lax.fori_loop(end_of_first, end_of_groups, write_again, None)
+    end_of_spans = ends[1 + chunks.count]
+    unwaited = jnp.maximum(end_of_groups, end_of_spans - SPAN_BUFFERS)
+    lax.fori_loop(unwaited, end_of_spans, lambda run, _: span_copy(run).wait(), None)
+
+
+def _each(count: jax.Array, most: int, body: Callable[[jax.Array], None]) -> None:
+    """`body(i)` for i below `count`, unrolled where that is `most`."""
+
+    def step(i: jax.Array, carry: None) -> None:
+        body(i)
+
+    @pl.when(count == most)
+    def _() -> None:
+        lax.fori_loop(0, most, step, None, unroll=UNROLL)
+
+    @pl.when(count < most)
+    def _() -> None:
+        lax.fori_loop(0, count, step, None)
 
 
 def _tiles(words: Ref, row: jax.Array, rows: int, packed: bool) -> list[jax.Array]:
@@ -291,9 +329,9 @@ def _tiles(words: Ref, row: jax.Array, rows: int, packed: bool) -> list[jax.Arra
     return [(even & ~upper) | odd << 16, even >> 16 | (odd & upper)]
 
 
-def _row_mask(word_rows: int, begin: jax.Array, end: jax.Array, packed: bool) -> jax.Array:
-    """`uint32[word_rows, 128]`: ones where a word, or a half of it, belongs to rows begin..end-1 of the group."""
-    index = lax.broadcasted_iota(jnp.int32, (word_rows, LANES), 0)
+def _row_mask(rows: int, begin: jax.Array, end: jax.Array, packed: bool) -> jax.Array:
+    """Words `uint32[rows (/ 2), 128]`: ones where a word, or a half of it, belongs to rows begin..end-1."""
+    index = lax.broadcasted_iota(jnp.int32, (rows // (1 + packed), LANES), 0)
 
     def bits(row: jax.Array, ones: int) -> jax.Array:
         return jnp.where((row >= begin) & (row < end), jnp.uint32(ones), jnp.uint32(0))

@@ -9,26 +9,27 @@ class Blocks(NamedTuple):
     group_rows: rows of a page that are read, changed and written back where tokens fill only some of them. They hold
         whole 32-bit words: two rows of a 16-bit pool are the least.
     span_rows: rows of a page that are written by one copy, unread, where consecutive tokens fill all of them.
-    block_tokens: tokens whose keys and values are in VMEM at a time (twice, for the next block).
-    reads_ahead: groups that are being read before their turn.
-    writes_behind: groups whose writing has not been waited for.
+    batch_runs: groups that are read, changed and written together; three batches are in VMEM.
+    call_tokens: most tokens of one call of the kernel; their keys and values are in VMEM.
     """
 
     group_rows: int
     span_rows: int
-    block_tokens: int
-    reads_ahead: int
-    writes_behind: int
+    batch_runs: int
+    call_tokens: int
 
 
 FEW_TOKENS = 512
 """Up to here a step is mostly decode rows, each alone in its page."""
+MAX_CALL_TOKENS = 4096
+MAX_WORD_BYTES = 16 << 20
 
 
-def pick_blocks(num_tokens: int, page_size: int, itemsize: int) -> Blocks:
-    """Blocks for a step of `num_tokens` tokens, a pool of `page_size` pages and elements of `itemsize` bytes."""
+def pick_blocks(num_tokens: int, page_size: int, itemsize: int, token_bytes: int) -> Blocks:
+    """Blocks for a step of `num_tokens` tokens of `token_bytes` and pages of elements of `itemsize` bytes."""
     least = 4 // itemsize
-    block_tokens = min(512, -(-num_tokens // 8) * 8)
     span_rows = max(rows for rows in (16, 32, 64) if page_size % rows == 0)
-    group_rows = least if num_tokens <= FEW_TOKENS else 8 * least
-    return Blocks(group_rows, span_rows, block_tokens, reads_ahead=16, writes_behind=16)
+    call_tokens = min(MAX_CALL_TOKENS, MAX_WORD_BYTES // token_bytes)
+    if num_tokens <= FEW_TOKENS:
+        return Blocks(least, span_rows, batch_runs=64, call_tokens=call_tokens)
+    return Blocks(8 * least, span_rows, batch_runs=16, call_tokens=call_tokens)

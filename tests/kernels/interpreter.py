@@ -7,6 +7,9 @@ from typing import Literal
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
+VECTOR_CLOCK_SIZE = 256
+"""Copies that the race detector tells apart. By default all share one clock, and waiting for any hides the others."""
+
 
 @contextmanager
 def strict_interpreter(dma: Literal["eager", "on_wait"] = "on_wait") -> Iterator[None]:
@@ -15,7 +18,11 @@ def strict_interpreter(dma: Literal["eager", "on_wait"] = "on_wait") -> Iterator
     `dma` says when a copy happens: as soon as it is started, or not before somebody waits for it.
     """
     params = pltpu.InterpretParams(
-        detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise", dma_execution_mode=dma
+        detect_races=True,
+        uninitialized_memory="nan",
+        out_of_bounds_reads="raise",
+        dma_execution_mode=dma,
+        vector_clock_size=VECTOR_CLOCK_SIZE,
     )
     try:
         with pltpu.force_tpu_interpret_mode(params):
