@@ -3,7 +3,8 @@
 `paged_decode`: a grid of steps of `rows_per_step` sequences, a loop over these, a loop over blocks of pages.
 `chunked_prefill`: a loop over query blocks (passes over the kv heads one after the other), in it a loop over masked
 blocks of keys, each in steps, and one over unmasked blocks.
-`kv_write`: a loop over spans of pages that are filled whole, and one over groups of rows that are not.
+`kv_write`: a loop over spans of pages that are filled whole, and one over batches of groups of rows that are not; a
+full batch is read and changed in loops that are unrolled.
 `gather_pages`, `scatter_pages`: a loop over pages that starts the copies of all layers.
 """
 
@@ -22,7 +23,8 @@ from kernels.compile.cases import (
     scatter_case,
     write_case,
 )
-from kernels.kv_write.tuning import pick_blocks
+from kernels.kv_write.tpu import UNROLL
+from kernels.kv_write.tuning import Blocks, pick_blocks
 from kernels.paged_decode.tuning import choose_config as choose_decode
 from kernels.report.figures import DecodeProgram, PrefillProgram, PrefillWork, ceil_div
 from kernels.report.moves import MoveProgram
@@ -95,23 +97,27 @@ def move_programs() -> Iterator[tuple[MoveProgram, Case]]:
         for case in (gather_case(shape), scatter_case(shape)):
             num_pages = CHUNK_TOKENS // page_size
             moved_bytes = 2 * shape.page_bytes * shape.heads.num_layers
-            yield MoveProgram(case.op, case.shape, "page, all layers", num_pages, 1, moved_bytes), case
+            yield MoveProgram(case.op, case.shape, "page, all layers", num_pages, 1, moved_bytes, "outermost"), case
 
 
 def _decode_write(shape: Shape) -> tuple[MoveProgram, Case]:
     """Tokens that lie apart: for each the rows that share its 32-bit words are read, changed and written."""
-    case = write_case(shape, DECODE_BATCH)
-    blocks = pick_blocks(DECODE_BATCH, shape.page_size, shape.itemsize)
-    row_bytes = shape.page_bytes // shape.page_size
-    return MoveProgram(case.op, case.shape, "token apart", DECODE_BATCH, 1, 2 * blocks.group_rows * row_bytes), case
+    case, blocks, row_bytes = _write(shape, DECODE_BATCH)
+    moved_bytes = 2 * blocks.group_rows * row_bytes
+    return MoveProgram(
+        case.op, case.shape, "token apart", DECODE_BATCH, blocks.batch_runs, moved_bytes, "batches", UNROLL
+    ), case
 
 
 def _prefill_write(shape: Shape) -> tuple[MoveProgram, Case]:
     """Tokens in a row: a trip writes a whole span of a page."""
-    case = write_case(shape, CHUNK_TOKENS)
-    blocks = pick_blocks(CHUNK_TOKENS, shape.page_size, shape.itemsize)
+    case, blocks, row_bytes = _write(shape, CHUNK_TOKENS)
+    return MoveProgram(
+        case.op, case.shape, "token in a row", CHUNK_TOKENS, blocks.span_rows, 2 * row_bytes, "only child"
+    ), case
+
+
+def _write(shape: Shape, num_tokens: int) -> tuple[Case, Blocks, int]:
+    """A write, its blocks, and bytes of a token's key and value."""
     row_bytes = shape.page_bytes // shape.page_size
-    program = MoveProgram(
-        case.op, case.shape, "token in a row", CHUNK_TOKENS, blocks.span_rows, 2 * row_bytes, most="bytes"
-    )
-    return program, case
+    return write_case(shape, num_tokens), pick_blocks(num_tokens, shape.page_size, shape.itemsize, row_bytes), row_bytes

@@ -202,7 +202,10 @@ def test_nothing_to_write() -> None:
     [
         ((4, 2, 2, 16, 64), r"write_kv: kv_pages is float32\[4, 2, 2, 16, 64\].*last axis.*multiple of 128"),
         ((4, 2, 2, 8, 128), "page size that is a multiple of 16"),
-        ((4, 2, 2, 512, 128), "write_kv: kv_pages has 4 pages of 512 tokens; the TPU kernel takes at most 4194304 of 256"),
+        (
+            (4, 2, 2, 512, 128),
+            "write_kv: kv_pages has 4 pages of 512 tokens; the TPU kernel takes at most 4194304 of 256",
+        ),
     ],
 )
 def test_limits_are_named(shape: tuple[int, ...], message: str) -> None:

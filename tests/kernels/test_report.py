@@ -140,12 +140,38 @@ def test_prefills_trips_are_those_of_causal_attention() -> None:
 
 
 def test_moves_are_counted_per_piece() -> None:
-    planted = schedule(loop(0, 40, 1, own=40, dmas=1), loop(50, 150, 1, own=100, dmas=28))
-    program = MoveProgram("gather_pages", "28 layers", "page", 16, 2, 1 << 20)
+    planted = schedule(
+        loop(0, 40, 1, own=40, dmas=1),
+        loop(50, 150, 1, own=100, dmas=28),
+        loop(200, 300, 1, own=60),
+        loop(210, 250, 2, own=40, dmas=2),
+    )
+    program = MoveProgram("gather_pages", "28 layers", "page", 16, 2, 1 << 20, "outermost")
     figures = move_figures(planted, program, CHIP)
     assert (figures.bundles, figures.dma_starts) == (50, 14)
     assert figures.issue_s == pytest.approx(50e-9)
     assert figures.memory_s == pytest.approx((1 << 20) / 1e12)
+    nested = move_figures(planted, program._replace(loop="only child"), CHIP)
+    assert (nested.bundles, nested.dma_starts) == (20, 1)
+    with pytest.raises(ValueError, match="no loop starts DMAs"):
+        move_figures(schedule(loop(0, 40, 1, own=40)), program, CHIP)
+    with pytest.raises(ValueError, match="no only child loop starts DMAs"):
+        move_figures(schedule(loop(0, 40, 1, own=40, dmas=1)), program._replace(loop="only child"), CHIP)
+
+
+def test_moves_in_batches_count_the_unrolled_loops_of_a_batch() -> None:
+    planted = schedule(
+        loop(0, 40, 1, own=40, dmas=4),
+        loop(50, 300, 1, own=128),
+        loop(60, 100, 2, own=40, dmas=4),
+        loop(110, 122, 2, own=12, dmas=1),
+        loop(130, 200, 2, own=70, dmas=4),
+    )
+    program = MoveProgram("kv_write", "", "token", 256, 64, 2048, "batches", unrolled=4)
+    figures = move_figures(planted, program, CHIP)
+    assert (figures.bundles, figures.dma_starts) == (128 / 64 + 40 / 4 + 70 / 4, 2)
+    with pytest.raises(ValueError, match="take 8 pieces"):
+        move_figures(planted, program._replace(unrolled=8), CHIP)
 
 
 def planted_report() -> Report:
