@@ -36,7 +36,7 @@ class Blocks(NamedTuple):
     pages: int
 
     def __str__(self) -> str:
-        return f"{self.queries} queries x {self.pages} pages"
+        return f"{self.queries}q x {self.pages}p"
 
 
 def decode_sweep() -> Iterator[Blocks]:

@@ -68,7 +68,7 @@ class DecodeFigures(msgspec.Struct, frozen=True, kw_only=True):
     heads: str
     page_size: int
     config: str
-    """The kernel's block sizes."""
+    """The kernel's block sizes: query tokens (q), pages (p), kv heads of a pass (h)."""
     block: LoopFigures
     sequence_bundles: float
     """Per sequence, outside the loop over blocks."""
@@ -91,7 +91,7 @@ class PrefillFigures(msgspec.Struct, frozen=True, kw_only=True):
     heads: str
     page_size: int
     config: str
-    """The kernel's block sizes."""
+    """The kernel's block sizes: query tokens (q), pages (p), kv heads of a pass (h)."""
     unmasked: LoopFigures
     """The loop over blocks of which every key is seen by every query; in a kernel without one, the one loop."""
     masked: LoopFigures | None

@@ -1,34 +1,47 @@
-"""Tables of the report: on a terminal, as plain text, and as Markdown."""
+"""Tables of the report: as aligned text, and as Markdown."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 
 class Sheet(NamedTuple):
-    """A table with a title and a line that says how to read it."""
+    """A table with a title and a text that says how to read it."""
 
     title: str
     note: str
     columns: tuple[str, ...]
+    """Heads of the columns; a line break in one saves width in text."""
     rows: Sequence[tuple[str, ...]]
     num_labels: int
     """Leading columns that hold words; the others hold numbers."""
 
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
-    """The table under its title and note."""
+    """The table under its title and note; never folded, so that a wide one can be scrolled or piped."""
     console.print(f"\n{sheet.title}", style="bold")
-    console.print(sheet.note)
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
-    for index, column in enumerate(sheet.columns):
-        table.add_column(column, justify="left" if index < sheet.num_labels else "right", overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(f"{sheet.note}\n")
+    for line in to_lines(sheet):
+        console.print(line, overflow="ignore", no_wrap=True, crop=False)
+
+
+def to_lines(sheet: Sheet) -> list[str]:
+    """The table's lines: words to the left, numbers to the right, a rule under the heads."""
+    heads = [column.split("\n") for column in sheet.columns]
+    height = max(map(len, heads))
+    stacked = [[""] * (height - len(head)) + head for head in heads]
+    body: list[Sequence[str]] = [*zip(*stacked, strict=True), *sheet.rows]
+    widths = [max(len(row[i]) for row in body) for i in range(len(heads))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index < sheet.num_labels else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in body
+    ]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    return [*lines[:height], rule, *lines[height:]]
 
 
 def to_markdown(sheets: Sequence[Sheet]) -> str:
@@ -38,9 +51,6 @@ def to_markdown(sheets: Sequence[Sheet]) -> str:
 
 def _markdown(sheet: Sheet) -> str:
     rule = ["---" if index < sheet.num_labels else "---:" for index in range(len(sheet.columns))]
-    lines = [_line(row) for row in (sheet.columns, rule, *sheet.rows)]
+    heads = [column.replace("\n", " ") for column in sheet.columns]
+    lines = [f"| {' | '.join(row)} |" for row in (heads, rule, *sheet.rows)]
     return "\n".join((f"### {sheet.title}", "", sheet.note, "", *lines, ""))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""The report's tables: the project's kernels, each with jax's at its best below it."""
+"""The report's tables: the project's kernels (own), each with jax's at its best below it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -55,69 +55,76 @@ def _best_prefill(every: Sequence[PrefillFigures]) -> list[PrefillFigures]:
     return _best(every, lambda figures: figures.bundles_per_score_tile)
 
 
+def _label(figures: DecodeFigures | PrefillFigures) -> str:
+    return "jax" if figures.kernel == JAX else "own"
+
+
 def _decode_sheet(report: Report) -> Sheet:
     contexts = [row.context_tokens for row in report.decode[0].rows]
     rows = []
     for figures in _best_decode(report.decode):
-        ratios = [f"{row.ratio:.2f}" for row in figures.rows]
-        if figures.kernel == JAX:  # its best may differ from context to context
-            same = [
-                x for x in report.decode if (x.kernel, x.heads, x.page_size) == (JAX, figures.heads, figures.page_size)
-            ]
-            ratios = [f"{min(x.rows[i].ratio for x in same):.2f}" for i in range(len(contexts))]
-        block = figures.block
+        block, last = figures.block, figures.rows[-1]
         rows.append(
             (
                 figures.heads,
                 str(figures.page_size),
-                figures.kernel,
+                _label(figures),
                 figures.config,
-                *ratios,
-                f"{figures.rows[-1].issue_s * 1e6:.2f}",
-                f"{figures.rows[-1].memory_s * 1e6:.2f}",
+                *(f"{_least_ratio(report, figures, i):.2f}" for i in range(len(contexts))),
+                f"{last.issue_s * 1e6:.2f}",
+                f"{last.memory_s * 1e6:.2f}",
                 f"{block.bundles_per_page:.0f}",
                 f"{block.least_bundles / block.pages:.0f}",
                 f"{figures.sequence_bundles:.0f}",
                 f"{block.spill_share:.1%}",
             )
         )
-    last = contexts[-1]
     return Sheet(
         "Decode: issue time over memory time",
-        "One layer, one sequence. Below 1 the memory is the limit. Issue time counts all branches of a trip. jax: the "
-        f"best of its sweep at each context; the other columns are those of its best at {last}.",
+        "One layer, one sequence; below 1 the memory is the limit. Issue time counts all branches of a trip. A block "
+        "is so many pages (p), for jax's kernel times query tokens (q). jax's ratios are the least of its sweep at each "
+        f"context, its other figures those of its best at {contexts[-1]:,}.",
         (
-            "heads", "page", "kernel", "block", *(f"at {context}" for context in contexts), f"issue us at {last}",
-            f"memory us at {last}", "bundles per page", "at least", "per sequence", "spills",
+            "heads", "page", "kernel", "block", *(f"ratio at\n{context:,}" for context in contexts),
+            f"issue us\nat {contexts[-1]:,}", f"memory us\nat {contexts[-1]:,}", "bundles\nper page",
+            "of these\nalways", "bundles per\nsequence", "spills per\nbundle",
         ),
         rows,
         4,
     )  # fmt: skip
 
 
+def _least_ratio(report: Report, figures: DecodeFigures, context: int) -> float:
+    """The kernel's least ratio at a context over all its configs."""
+    shape = (figures.kernel, figures.heads, figures.page_size)
+    same = [other for other in report.decode if (other.kernel, other.heads, other.page_size) == shape]
+    return min(other.rows[context].ratio for other in same)
+
+
 def _prefill_sheet(report: Report) -> Sheet:
     rows = [
         (
             figures.heads,
-            figures.kernel,
+            _label(figures),
             figures.config,
             f"{figures.unmasked.occupancy['MATMUL']:.0%}",
             f"{figures.flop_per_s / 1e12:.0f}",
             f"{figures.bundles_per_score_tile:.2f}",
-            str(figures.unmasked.bundles),
-            f"{figures.unmasked.spills}/{figures.unmasked.fills}",
-            f"{figures.unmasked.spill_share:.1%}",
-            f"{figures.unmasked.dma_bytes / 1024:.0f}",
+            f"{figures.unmasked.bundles:,}",
+            f"{figures.unmasked.bundles_per_page:,.0f}",
+            f"{figures.unmasked.spills:,}",
+            f"{figures.unmasked.fills:,}",
         )
         for figures in _best_prefill(report.prefill)
     ]
     return Sheet(
         "Prefill: the loop over unmasked blocks",
-        f"Page size {report.prefill[0].page_size}. jax's kernel masks every block; its best has the fewest bundles per "
-        "8x128 tile of scores.",
+        f"Page size {report.prefill[0].page_size}. A block is so many query tokens (q) times pages (p), times kv heads "
+        "(h) where a pass does not take all. jax's kernel masks every block; of its sweep, the one with the fewest "
+        "bundles per 8x128 tile of scores is shown.",
         (
-            "heads", "kernel", "block", "MATMUL", "TFLOP/s", "bundles per tile", "bundles per trip",
-            "spills/fills", "per bundle", "DMA KiB",
+            "heads", "kernel", "block", "MATMUL\nslots", "TFLOP/s", "bundles\nper tile", "bundles\nper trip",
+            "bundles\nper page", "spills", "fills",
         ),
         rows,
         3,
@@ -127,31 +134,31 @@ def _prefill_sheet(report: Report) -> Sheet:
 def _chunk_sheet(report: Report) -> Sheet:
     rows = []
     for figures in _best_prefill(report.prefill):
-        for row in figures.rows:
-            apart = figures.masked is not None
-            rows.append(
-                (
-                    figures.heads,
-                    str(row.context_tokens),
-                    figures.kernel,
-                    f"{row.issue_s * 1e6:.0f}",
-                    f"{row.memory_s * 1e6:.0f}",
-                    f"{row.ratio:.2f}",
-                    str(row.unmasked_trips if apart else "-"),
-                    str(row.masked_trips if apart else row.unmasked_trips),
-                    f"{row.masked_share:.0%}" if apart else "100%",
-                )
+        apart = figures.masked is not None
+        rows += [
+            (
+                figures.heads,
+                _label(figures),
+                f"{row.context_tokens:,}",
+                f"{row.issue_s * 1e6:.0f}",
+                f"{row.memory_s * 1e6:.0f}",
+                f"{row.ratio:.1f}",
+                f"{row.unmasked_trips:,}" if apart else "0",
+                f"{row.masked_trips if apart else row.unmasked_trips:,}",
+                f"{row.masked_share:.0%}" if apart else "all",
             )
+            for row in figures.rows
+        ]
     return Sheet(
         "Prefill: a chunk of 2,048 tokens",
-        "One layer, one sequence whose context the chunk ends. Memory time is for all keys and values that blocks of "
-        "queries ask for, again for each of them.",
+        "One layer, one sequence whose context the chunk ends. Memory time is for the keys and values of all blocks, "
+        "again for each block of queries.",
         (
-            "heads", "context", "kernel", "issue us", "memory us", "issue/memory", "unmasked blocks", "masked blocks",
-            "masked share of issue",
+            "heads", "kernel", "context", "issue us", "memory us", "ratio", "unmasked\nblocks", "masked\nblocks",
+            "masked share\nof issue",
         ),
         rows,
-        3,
+        2,
     )  # fmt: skip
 
 
@@ -163,20 +170,22 @@ def _slots_sheet(title: str, best: Sequence[Figures], loop_of: Callable[[Figures
             (
                 figures.heads,
                 str(figures.page_size),
-                figures.kernel,
-                str(loop.bundles),
+                _label(figures),
+                f"{loop.bundles:,}",
                 *(f"{loop.occupancy.get(slot, 0):.0%}" for slot in SHOWN_SLOTS),
                 f"{loop.spills}/{loop.fills}",
                 str(loop.scalar_spills),
                 str(loop.dma_starts),
-                f"{loop.dma_bytes / 1024:.0f}",
+                f"{loop.dma_bytes / 1024:,.0f}",
             )
         )
     return Sheet(
         f"{title}: slots of a trip",
-        "Share of the slots' cycles that are occupied; vector spills and fills; DMAs of all branches.",
+        "Share of the slots' cycles that are occupied; spills and fills of vectors and of scalars; DMAs of all "
+        "branches.",
         (
-            "heads", "page", "kernel", "bundles", *SHOWN_SLOTS, "spills/fills", "scalar", "DMA starts", "DMA KiB",
+            "heads", "page", "kernel", "bundles", *SHOWN_SLOTS, "spills/\nfills", "scalar\nspills", "DMA\nstarts",
+            "DMA\nKiB",
         ),
         rows,
         3,
@@ -190,10 +199,10 @@ def _moves_sheet(report: Report) -> Sheet:
             figures.shape,
             figures.piece,
             f"{figures.bundles:.1f}",
-            f"{figures.dma_starts:.1f}",
+            f"{figures.dma_starts:.2f}",
             f"{figures.issue_s * 1e9:.1f}",
-            f"{figures.memory_s * 1e9:.1f}",
-            str(figures.pieces),
+            f"{figures.memory_s * 1e9:,.1f}",
+            f"{figures.pieces:,}",
             f"{figures.issue_s * figures.pieces * 1e6:.1f}",
             f"{figures.memory_s * figures.pieces * 1e6:.1f}",
         )
@@ -201,10 +210,10 @@ def _moves_sheet(report: Report) -> Sheet:
     ]
     return Sheet(
         "Moves: writing tokens, gathering and scattering pages",
-        "Bundles, DMA starts and ns per piece, us for all pieces of a call. Memory time is for reading and writing.",
+        "For a piece and for all pieces of a call. Memory time is for what is read and written.",
         (
-            "kernel", "shape", "piece", "bundles", "DMA starts", "issue ns", "memory ns", "pieces", "issue us",
-            "memory us",
+            "kernel", "shape", "piece", "bundles", "DMA\nstarts", "issue\nns", "memory\nns", "pieces of\na call",
+            "issue us", "memory us",
         ),
         rows,
         3,

@@ -21,7 +21,7 @@ from kernels.report.figures import (
 )
 from kernels.report.moves import MoveProgram, move_figures
 from kernels.report.programs import prefill_work
-from kernels.report.sheets import Sheet, to_markdown
+from kernels.report.sheets import Sheet, to_lines, to_markdown
 from kernels.report.summary import heading, sheets
 from kernels.schedule import Content, Loop, Schedule
 
@@ -47,7 +47,7 @@ def schedule(*loops: Loop) -> Schedule:
 def decode_report(kernel: str, blocks: int) -> DecodeFigures:
     """Steps of 8 rows; a block takes `blocks` bundles, 10 of them in a rare loop."""
     program = DecodeProgram(
-        kernel=kernel, heads="12/2", page_size=128, config="4 pages", block_pages=4, page_bytes=1 << 17, rows_per_trip=8
+        kernel=kernel, heads="12/2", page_size=128, config="4p", block_pages=4, page_bytes=1 << 17, rows_per_trip=8
     )
     planted = schedule(
         loop(0, 300 + blocks, 1, own=80),
@@ -175,21 +175,26 @@ def test_moves_in_batches_count_the_unrolled_loops_of_a_batch() -> None:
 
 
 def planted_report() -> Report:
-    worse = msgspec.structs.replace(decode_report("jax", 900), config="1 queries x 4 pages")
-    better = msgspec.structs.replace(decode_report("jax", 500), config="8 queries x 4 pages")
+    worse = msgspec.structs.replace(decode_report("jax", 900), config="1q x 4p")
+    better = msgspec.structs.replace(decode_report("jax", 500), config="8q x 4p")
     return Report(jax="1", libtpu="2", chip=CHIP, decode=(decode_report("paged_decode", 400), worse, better))
 
 
 def test_tables_show_the_project_before_the_best_of_jax() -> None:
     report = planted_report()
     decode = sheets(report)[0]
-    assert [row[2:4] for row in decode.rows] == [("paged_decode", "4 pages"), ("jax", "8 queries x 4 pages")]
+    assert [row[2:4] for row in decode.rows] == [("own", "4p"), ("jax", "8q x 4p")]
     assert "Estimates of the TPU compiler" in heading(report)
 
 
+def test_a_sheet_as_aligned_text() -> None:
+    lines = to_lines(Sheet("Title", "Note.", ("name", "long\nn"), [("abcdef", "1"), ("b", "12345")], 1))
+    assert lines == ["         long", "name        n", "─" * 13, "abcdef      1", "b       12345"]
+
+
 def test_a_sheet_as_markdown() -> None:
-    text = to_markdown([Sheet("Title", "Note.", ("name", "n"), [("a", "1")], 1)])
-    assert text == "### Title\n\nNote.\n\n| name | n |\n| --- | ---: |\n| a | 1 |\n"
+    text = to_markdown([Sheet("Title", "Note.", ("name", "the\nn"), [("a", "1")], 1)])
+    assert text == "### Title\n\nNote.\n\n| name | the n |\n| --- | ---: |\n| a | 1 |\n"
 
 
 def test_a_report_is_read_back_only_for_the_same_compiler_and_chip(tmp_path: Path) -> None:
