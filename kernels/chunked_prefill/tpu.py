@@ -115,6 +115,30 @@ class Walk(NamedTuple):
         return self._replace(full_low=self.low, full_high=self.low)
 
 
+class Progress(NamedTuple):
+    """Between query blocks, scalars: the next one, the slot that its first pages go to, whether they have been sent
+    for, and how many tokens of the last one's result are on their way to HBM.
+    """
+
+    block: Block
+    kv_slot: jax.Array
+    is_sent: jax.Array
+    o_pending: jax.Array
+
+
+class Attempt(NamedTuple):
+    """Of computing one query block, scalars: how it walks, what `Progress` says, whether it failed once, whether it is
+    done.
+    """
+
+    walk: Walk
+    kv_slot: jax.Array
+    is_sent: jax.Array
+    o_pending: jax.Array
+    is_second: jax.Array
+    is_done: jax.Array
+
+
 def chunks(total: int, size: int) -> list[tuple[int, int]]:
     """(start, length) of pieces of at most `size`."""
     return [(start, min(size, total - start)) for start in range(0, total, size)]
@@ -319,7 +343,6 @@ def prefill_kernel(
                 q[k, at] = q_in[k, tokens].reshape(prepared_tokens * group, layout.width).astype(q.dtype)
 
         lax.fori_loop(0, config.query_tokens // prepared_tokens, lay_out, None)
-        reset()
 
     def reset() -> None:
         peak[...] = jnp.full_like(peak, MASKED)
@@ -344,8 +367,9 @@ def prefill_kernel(
         highest = lax.fori_loop(0, config.query_tokens // prepared_tokens, lay_out, nothing)
         return jnp.max(highest) < SUM_LIMIT
 
-    def run_block(block: Block, kv_slot: jax.Array, o_pending: jax.Array) -> tuple[Block, jax.Array, jax.Array]:
-        """Computes a query block whose first pages are on their way to `kv_slot`; returns the next one's."""
+    def run_block(state: Progress) -> Progress:
+        """Computes a query block."""
+        block = state.block
         walk = walk_of(block)
         following = block_from(block.part, block.token + walk.num_tokens, block)
         exists = following.part < num_parts
@@ -387,32 +411,34 @@ def prefill_kernel(
 
             return lax.fori_loop(first, end, visit, slot)
 
-        def attempt(
-            state: tuple[Walk, jax.Array, jax.Array, jax.Array],
-        ) -> tuple[Walk, jax.Array, jax.Array, jax.Array]:
-            walk, slot, _, pending = state
-            first_time = pending >= 0
-            slot = visits(attend_masked, walk, jnp.int32(0), walk.num_masked, slot, moves & first_time)
-            slot = visits(attend_unmasked, walk, walk.num_masked, walk.num_visits, slot, moves & first_time)
-            wait_output(pending)
+        def attempt(state: Attempt) -> Attempt:
+            walk, slot = state.walk, state.kv_slot
+
+            @pl.when(jnp.logical_not(state.is_sent))
+            def _() -> None:
+                start_pages(source_of(block, walk, walk.visited(0)), slot)
+
+            reset()
+            wait_row = moves & jnp.logical_not(state.is_second)
+            slot = visits(attend_masked, walk, jnp.int32(0), walk.num_masked, slot, wait_row)
+            slot = visits(attend_unmasked, walk, walk.num_masked, walk.num_visits, slot, wait_row)
+            wait_output(state.o_pending)
             again = jnp.logical_not(finish()) & (walk.num_masked < walk.num_visits)
-            careful = walk.all_masked()
 
             @pl.when(again & exists)
             def drop_pages() -> None:
                 wait_pages(slot)  # the next query block's; they come again
 
-            @pl.when(again)
-            def start_over() -> None:
-                start_pages(source_of(block, careful, careful.visited(0)), slot)
-                reset()
+            return Attempt(
+                walk.all_masked(), slot, jnp.bool_(False), jnp.int32(0), jnp.bool_(True), jnp.logical_not(again)
+            )
 
-            return careful, slot, again, jnp.int32(-1)
-
-        final: Any = lax.while_loop(lambda state: state[2], attempt, (walk, kv_slot, jnp.bool_(True), o_pending))
+        no = jnp.bool_(False)
+        first = Attempt(walk, state.kv_slot, state.is_sent, state.o_pending, is_second=no, is_done=no)
+        final: Attempt = lax.while_loop(lambda a: jnp.logical_not(a.is_done), attempt, first)
         for copy in o_copies(block.part, block.token, walk.num_tokens):
             copy.start()
-        return following, final[1], walk.num_tokens
+        return Progress(following, final.kv_slot, jnp.bool_(True), walk.num_tokens)
 
     def wait_output(num_tokens: jax.Array) -> None:
         """Waits until `o_out`, of which `num_tokens` tokens were sent, may be written again."""
@@ -429,13 +455,9 @@ def prefill_kernel(
         for copy in q_copies(first, walk.num_tokens):
             copy.start()
         row_copy(first).wait()
-        start_pages(source_of(first, walk, walk.visited(0)), jnp.int32(0))
-        _, _, o_pending = lax.while_loop(
-            lambda state: state[0].part < num_parts,
-            lambda state: run_block(*state),
-            (first, jnp.int32(0), jnp.int32(0)),
-        )
-        wait_output(o_pending)
+        start = Progress(first, jnp.int32(0), is_sent=jnp.bool_(False), o_pending=jnp.int32(0))
+        final: Progress = lax.while_loop(lambda state: state.block.part < num_parts, run_block, start)
+        wait_output(final.o_pending)
 
     def clear_padding() -> None:
         o_out[...] = jnp.zeros_like(o_out)

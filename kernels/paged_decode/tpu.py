@@ -34,6 +34,11 @@ from kernels.softmax import MASKED
 LANES = 128
 LOG2_E = math.log2(math.e)
 VMEM_SLACK_BYTES = 4 << 20
+CLEARED_TOKENS = 128
+"""Dead values are cleared in parts of about this size."""
+SCORES_AHEAD = 2
+"""Heads whose scores are under way before a head's values are needed: the matrix units work while one head's softmax
+goes through its steps."""
 TABLE_SLOTS = 3
 SLOT, TABLE_SLOT, NEXT_ROW, CURSOR_SIZE = range(4)
 """What passes from one sequence to the next, in scalar memory: the half of the page buffer that its first block comes
@@ -86,14 +91,6 @@ class Statics(NamedTuple):
         return (page, head) if self.side_by_side else (page, head, 1)
 
 
-class Softmax(NamedTuple):
-    """Running softmax of one kv head, float32: peak `[G, 1]` (base 2), total `[G, 1]`, weighted `[G, width]`."""
-
-    peak: jax.Array
-    total: jax.Array
-    weighted: jax.Array
-
-
 def _divide(dividend: Any, divisor: int) -> Any:
     """Quotient of a number that is not negative, without the instructions that a sign would cost."""
     if divisor & (divisor - 1) == 0:
@@ -105,22 +102,17 @@ def _ceil_divide(dividend: Any, divisor: int) -> Any:
     return _divide(dividend + (divisor - 1), divisor)
 
 
-def _attend(s: Statics, q: jax.Array, keys: jax.Array, values: jax.Array, live: jax.Array, state: Softmax) -> Softmax:
-    """Merges one block of one kv head into the state. q `[G, width]`, keys and values `[T, width]`, live `[G, T]`."""
-    precision = lax.Precision.HIGHEST if keys.dtype == jnp.float32 else None
-    product = functools.partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
-    scores = product(q, keys, (((1,), (1,)), ((), ())))
-    if s.soft_cap is None:
-        scores *= s.scale * LOG2_E
-    else:
-        scores = jnp.tanh(scores * (s.scale / s.soft_cap)) * (s.soft_cap * LOG2_E)
-    scores = jnp.where(live, scores, -jnp.inf)
-    peak = jnp.maximum(state.peak, scores.max(axis=1, keepdims=True))
-    weights = jnp.exp2(scores - peak)
-    decay = jnp.exp2(state.peak - peak)
-    total = state.total * decay + weights.sum(axis=1, keepdims=True)
-    partial = product(weights.astype(values.dtype), values, (((1,), (0,)), ((), ())))
-    return Softmax(peak, total, state.weighted * decay + partial)
+def _spread(column: jax.Array, width: int) -> jax.Array:
+    """A column that fills the lanes, `[G, LANES]`, as `[G, width]`."""
+    return jnp.tile(column, (1, width // LANES)) if width % LANES == 0 else column[:, :1]
+
+
+def _product(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """A product over one axis of each with a float32 result; float32 operands are multiplied as float32."""
+    precision = lax.Precision.HIGHEST if right.dtype == jnp.float32 else None
+    axes = (((contract[0],), (contract[1],)), ((), ()))
+    out: jax.Array = lax.dot_general(left, right, axes, precision=precision, preferred_element_type=jnp.float32)
+    return out
 
 
 def _kernel(
@@ -132,7 +124,10 @@ def _kernel(
     table_hbm: Any,  # int32[B, 1, table_width]
     # Output
     out_ref: Any,  # [rows_per_step, N, H]
-    # Scratch
+    # Scratch: the running softmax, float32, and what is in flight
+    peak_ref: Any,  # [K, G, LANES], every lane the same
+    total_ref: Any,  # [K, G, LANES], every lane the same
+    weighted_ref: Any,  # [K, G, width of a page's rows]
     kv_buffer: Any,  # [2, pages_per_block, ...page]
     table_buffer: Any,  # int32[TABLE_SLOTS * table_width], scalar memory: there a flat index is the cheapest
     cursor: Any,  # int32[CURSOR_SIZE], scalar memory
@@ -197,22 +192,25 @@ def _kernel(
     def clear_dead_values(slot: Any, low: Any, high: Any) -> None:
         """Stores zeros over the values outside positions low..high-1 of the block."""
 
-        def clear_page(j: Any, _: None) -> None:
-            width = kv_buffer.shape[-1]
-            position = j * s.page_size + lax.broadcasted_iota(jnp.int32, (s.page_size, width), 0)
+        pages = min(s.pages_per_block, 1 << max(CLEARED_TOKENS // s.page_size, 1).bit_length() - 1)
+        shape = (pages, s.page_size, kv_buffer.shape[-1])
+        page, row = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+
+        def clear(part: Any, _: None) -> None:
+            position = (part * pages + page) * s.page_size + row
             live = position < high if s.window is None else (position >= low) & (position < high)
             for head in range(s.num_kv_heads):
-                at = (slot, *s.values(j, head))
+                at = (slot, *s.values(pl.ds(part * pages, pages), head))
                 values = kv_buffer[at]
                 kv_buffer[at] = jnp.where(live, values, jnp.zeros_like(values))
 
+        size = pages * s.page_size
         if s.window is not None:
-            lax.fori_loop(0, _ceil_divide(jnp.maximum(low, 0), s.page_size), clear_page, None)
-        lax.fori_loop(_divide(jnp.minimum(high, s.block_tokens), s.page_size), s.pages_per_block, clear_page, None)
+            lax.fori_loop(0, _ceil_divide(jnp.maximum(low, 0), size), clear, None)
+        lax.fori_loop(_divide(jnp.minimum(high, s.block_tokens), size), s.block_tokens // size, clear, None)
 
-    def attend_block(
-        block: Any, slot: Any, q: list[jax.Array], mine: Blocks, after: Blocks, states: list[Softmax]
-    ) -> list[Softmax]:
+    def attend_block(block: Any, slot: Any, q: list[jax.Array], mine: Blocks, after: Blocks) -> None:
+        """Merges one block, which is on its way into `slot`, into the state and sends for the one after it."""
         is_last = block + 1 == mine.end
         base = jnp.where(is_last, after.start, block + 1) * s.block_tokens
         table = jnp.where(
@@ -239,11 +237,30 @@ def _kernel(
             array: jax.Array = kv_buffer[(slot, *index)]
             return array.reshape(s.block_tokens, array.shape[-1])
 
-        every = slice(None)
-        return [
-            _attend(s, q[head], load(s.keys(every, head)), load(s.values(every, head)), live, states[head])
-            for head in range(s.num_kv_heads)
-        ]
+        def scores_of(head: int) -> jax.Array:
+            scores = _product(q[head], load(s.keys(slice(None), head)), (1, 1))
+            if s.soft_cap is None:
+                scores *= s.scale * LOG2_E
+            else:
+                scores = jnp.tanh(scores * (s.scale / s.soft_cap)) * (s.soft_cap * LOG2_E)
+            return jnp.where(live, scores, -jnp.inf)
+
+        def merge(head: int, scores: jax.Array) -> None:
+            values = load(s.values(slice(None), head))
+            old_peak = peak_ref[head]
+            peak = jnp.maximum(old_peak, scores.max(axis=1, keepdims=True))
+            weights = jnp.exp2(scores - _spread(peak, s.block_tokens))
+            decay = jnp.exp2(old_peak - peak)
+            peak_ref[head] = peak
+            total_ref[head] = total_ref[head] * decay + weights.sum(axis=1, keepdims=True)
+            partial = _product(weights.astype(values.dtype), values, (1, 0))
+            weighted_ref[head] = weighted_ref[head] * _spread(decay, values.shape[1]) + partial
+
+        scores = [scores_of(head) for head in range(min(SCORES_AHEAD, s.num_kv_heads))]
+        for head in range(s.num_kv_heads):
+            if head + SCORES_AHEAD < s.num_kv_heads:
+                scores.append(scores_of(head + SCORES_AHEAD))
+            merge(head, scores[head])
 
     def attend_row(index: Any) -> None:
         """Attention of the step's sequence `index`, which is not empty."""
@@ -258,22 +275,20 @@ def _kernel(
         cursor[TABLE_SLOT] = next_slot
         cursor[NEXT_ROW] = row_after
 
-        width = kv_buffer.shape[-1]
         q = [q_ref[index, pl.ds(head * s.group, s.group)] for head in range(s.num_kv_heads)]
         if s.side_by_side:  # zeros meet the values, so that the product is with the keys alone
             q = [jnp.concatenate([x, jnp.zeros_like(x)], axis=1) for x in q]
-        column = (s.group, 1)
-        empty = Softmax(jnp.full(column, MASKED), jnp.zeros(column), jnp.zeros((s.group, width)))
-        states = lax.fori_loop(
-            mine.start,
-            mine.end,
-            lambda block, states: attend_block(
-                block, lax.bitwise_xor(slot, (block - mine.start) & 1), q, mine, after, states
-            ),
-            [empty] * s.num_kv_heads,
-        )
-        for head, state in enumerate(states):
-            out = state.weighted / jnp.where(state.total == 0, 1, state.total)
+        peak_ref[...] = jnp.full(peak_ref.shape, MASKED)
+        total_ref[...] = jnp.zeros(total_ref.shape)
+        weighted_ref[...] = jnp.zeros(weighted_ref.shape)
+
+        def block_step(block: Any, _: None) -> None:
+            attend_block(block, lax.bitwise_xor(slot, (block - mine.start) & 1), q, mine, after)
+
+        lax.fori_loop(mine.start, mine.end, block_step, None)
+        for head in range(s.num_kv_heads):
+            total = _spread(total_ref[head], weighted_ref.shape[2])
+            out = weighted_ref[head] / jnp.where(total == 0, 1, total)
             out = out[:, s.head_dim :] if s.side_by_side else out
             out_ref[index, pl.ds(head * s.group, s.group)] = out.astype(out_ref.dtype)
 
@@ -347,8 +362,10 @@ def paged_decode(
         soft_cap=soft_cap,
     )
     rows_shape = (s.rows_per_step, num_heads, head_dim)
+    state_shape = (pool.num_kv_heads, s.group)
     buffer_shape = (2, s.pages_per_block, *kv_pages.shape[1:])
-    vmem_bytes = _vmem_bytes(buffer_shape, kv_pages.dtype) + 4 * _vmem_bytes(rows_shape, q.dtype) + VMEM_SLACK_BYTES
+    vmem_bytes = _vmem_bytes(buffer_shape, kv_pages.dtype) + 4 * _vmem_bytes(rows_shape, q.dtype)
+    vmem_bytes += 3 * _vmem_bytes((*state_shape, kv_pages.shape[-1]), jnp.float32) + VMEM_SLACK_BYTES
     rows_spec = pl.BlockSpec(rows_shape, lambda step, _: (step, 0, 0))
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
     struct: Any = jax.ShapeDtypeStruct
@@ -361,6 +378,9 @@ def paged_decode(
             in_specs=[rows_spec, in_hbm, in_hbm],
             out_specs=rows_spec,
             scratch_shapes=[
+                pltpu.VMEM((*state_shape, LANES), jnp.float32),
+                pltpu.VMEM((*state_shape, LANES), jnp.float32),
+                pltpu.VMEM((*state_shape, kv_pages.shape[-1]), jnp.float32),
                 pltpu.VMEM(buffer_shape, kv_pages.dtype),
                 pltpu.SMEM((TABLE_SLOTS * s.table_width,), jnp.int32),
                 pltpu.SMEM((CURSOR_SIZE,), jnp.int32),
