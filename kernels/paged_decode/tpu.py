@@ -155,8 +155,11 @@ def _kernel(
         return Blocks(start, _ceil_divide(length, s.block_tokens), low, length, table_slot * s.table_width)
 
     def table_copy(row: Any, slot: Any) -> Any:
-        target = table_buffer.at[pl.ds(pl.multiple_of(slot * s.table_width, LANES), s.table_width)]
-        return pltpu.make_async_copy(table_hbm.at[row, 0], target, table_semaphores.at[slot])
+        """Brings the columns of a sequence's context, rounded up to a row of lanes."""
+        size = _ceil_divide(context_lens[row], s.page_size * LANES) * LANES
+        size = pl.multiple_of(size, LANES)
+        target = table_buffer.at[pl.ds(pl.multiple_of(slot * s.table_width, LANES), size)]
+        return pltpu.make_async_copy(table_hbm.at[row, pl.ds(0, size)], target, table_semaphores.at[slot])
 
     def start_table(row: Any, slot: Any) -> None:
         @pl.when(row < s.num_rows)
@@ -293,14 +296,10 @@ def _kernel(
             out_ref[index, pl.ds(head * s.group, s.group)] = out.astype(out_ref.dtype)
 
     def row_step(index: Any, _: None) -> None:
-        empty = context_lens[step_row + index] == 0
+        out_ref[index] = jnp.zeros(out_ref.shape[1:], out_ref.dtype)
 
-        @pl.when(empty)
-        def zeros() -> None:
-            out_ref[index] = jnp.zeros(out_ref.shape[1:], out_ref.dtype)
-
-        @pl.when(jnp.logical_not(empty))
-        def attention() -> None:
+        @pl.when(context_lens[step_row + index] > 0)
+        def _() -> None:
             attend_row(index)
 
     @pl.when(pl.program_id(0) == 0)
@@ -346,7 +345,7 @@ def paged_decode(
     pool = pool_dims(kv_pages.shape)
     config = config or choose_config(pool, num_heads, kv_pages.dtype, page_table.shape[1])
     padding = -page_table.shape[1] % LANES
-    table = jnp.pad(page_table, ((0, 0), (0, padding)))[:, None]
+    table = jnp.pad(page_table, ((0, 0), (0, padding)))
     s = Statics(
         num_rows=num_rows,
         num_heads=num_heads,
@@ -356,7 +355,7 @@ def paged_decode(
         side_by_side=pool.side_by_side,
         pages_per_block=config.pages_per_block,
         rows_per_step=min(config.rows_per_step, num_rows),
-        table_width=table.shape[2],
+        table_width=table.shape[1],
         scale=scale,
         window=sliding_window,
         soft_cap=soft_cap,

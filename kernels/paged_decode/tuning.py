@@ -22,7 +22,7 @@ class DecodeConfig(NamedTuple):
     """
 
     pages_per_block: int
-    rows_per_step: int = 16
+    rows_per_step: int = 32
 
 
 class Key(NamedTuple):
