@@ -10,8 +10,9 @@ A block takes its keys in two loops:
   the usual online softmax (Milakov and Gimelshein, 2018). They leave in `m` the peak of what each row has seen.
 * `unmasked` blocks, the bulk of a long context, keep that peak as the softmax's *reference*: softmax does not depend on
   it, so a score needs no maximum, no reduction and no rescaling on its way from one matrix product to the other, and
-  never goes to memory. What could go wrong is overflow, if a later score exceeds the reference by 2 ** 100. That shows
-  in the block's sums, which are looked at once at its end; such a block is done again, all of it in the masked loop.
+  never goes to memory. What could go wrong is overflow, where a row's later weights are 2 ** 64 times those of its
+  masked blocks. That shows in the block's sums, which are looked at once at its end; such a block is done again, all
+  of it in the masked loop.
 
 Pages, queries and page-table rows come by DMA: pages double-buffered, always one block of keys ahead, across query
 blocks, sequences and passes over the kv heads.
@@ -38,8 +39,9 @@ KEY_STEP = 256
 """Keys whose scores are computed together: the width of the MXU."""
 PREPARED_ROWS = 512
 """About as many rows of queries or results are laid out anew at a time."""
-SUM_LIMIT = 2.0**100
-"""A row whose unmasked sum reaches this is too far above its reference."""
+SUM_LIMIT = 2.0**64
+"""A row with a sum of exponentials beyond this is too far above its reference. It leaves room for the products with
+values of any sane size."""
 VMEM_SLACK_BYTES = 8 << 20
 LOG2_E = math.log2(math.e)
 
@@ -280,7 +282,8 @@ def prefill_kernel(
             for k in range(num_heads):
                 key, value = load_keys(slot, k, at)
                 keys = first_key + lax.broadcasted_iota(jnp.int32, value.shape, 0)
-                value = jnp.where((keys >= walk.begin) & (keys < walk.stop), value, jnp.zeros_like(value))
+                live = (keys >= walk.begin) & (keys < walk.stop)
+                key, value = (jnp.where(live, x, jnp.zeros_like(x)) for x in (key, value))
                 for start, size in chunks(num_rows, ROW_CHUNK):
                     merge_rows(k, pl.ds(start, size), key, value, first_key - walk.position)
 
@@ -327,27 +330,29 @@ def prefill_kernel(
         return pl.ds(token, prepared_tokens), pl.ds(row, prepared_tokens * group)
 
     def prepare_queries(walk: Walk) -> None:
-        """Lays the block's queries out as rows; rows past its end are zeros, at the position of the last."""
+        """Lays the block's queries out as rows, zeros past its end, and makes their sums empty."""
 
         def clear(token: jax.Array, _: None) -> None:
             q_in[:, pl.ds(token, 1)] = jnp.zeros((num_heads, 1, *q_in.shape[2:]), q_in.dtype)
-
-        lax.fori_loop(walk.num_tokens, config.query_tokens, clear, None)
-        row = lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 0)
-        token = (row * -(-(1 << 16) // group)) >> 16  # row // group, exact below 4,096 rows
-        ahead[...] = jnp.minimum(token, walk.num_tokens - 1) - lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 1)
 
         def lay_out(index: jax.Array, _: None) -> None:
             tokens, at = prepared(index)
             for k in range(num_heads):
                 q[k, at] = q_in[k, tokens].reshape(prepared_tokens * group, layout.width).astype(q.dtype)
+                empty(k, at)
 
+        lax.fori_loop(walk.num_tokens, config.query_tokens, clear, None)
         lax.fori_loop(0, config.query_tokens // prepared_tokens, lay_out, None)
 
-    def reset() -> None:
-        peak[...] = jnp.full_like(peak, MASKED)
-        total[...] = jnp.zeros_like(total)
-        weighted[...] = jnp.zeros_like(weighted)
+    def empty(k: int, at: Any) -> None:
+        peak[k, at] = jnp.full((at.size, LANES), MASKED, jnp.float32)
+        total[k, at] = jnp.zeros((at.size, LANES), jnp.float32)
+        weighted[k, at] = jnp.zeros((at.size, layout.width), jnp.float32)
+
+    def number_rows() -> None:
+        row = lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 0)
+        token = (row * -(-(1 << 16) // group)) >> 16  # row // group, exact below 4,096 rows
+        ahead[...] = token - lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 1)
 
     def finish() -> jax.Array:
         """Writes the block's result to `o_out`; False if a row is too far above its reference to be trusted."""
@@ -355,12 +360,10 @@ def prefill_kernel(
         def lay_out(index: jax.Array, highest: jax.Array) -> jax.Array:
             tokens, at = prepared(index)
             for k in range(num_heads):
-                sums = total[k, at].sum(axis=1, keepdims=True)
-                out = weighted[k, at] * (1 / jnp.where(sums == 0, 1, sums))
+                sums = total[k, at].sum(axis=1, keepdims=True)  # at least 1, from the peak
+                out = weighted[k, at] * (1 / sums)
                 o_out[k, tokens] = out.astype(o_out.dtype).reshape(prepared_tokens, *o_out.shape[2:])
-                # Values that overflowed make results of infinities or NaN, and so does a sum that did.
-                for lanes in (total[k, at], *by_lanes(jnp.abs(out))):
-                    highest = jnp.maximum(highest, jnp.max(lanes, axis=0, keepdims=True))
+                highest = jnp.maximum(highest, jnp.max(total[k, at], axis=0, keepdims=True))
             return highest
 
         nothing = jnp.zeros((1, LANES), jnp.float32)
@@ -418,7 +421,11 @@ def prefill_kernel(
             def _() -> None:
                 start_pages(source_of(block, walk, walk.visited(0)), slot)
 
-            reset()
+            @pl.when(state.is_second)
+            def start_over() -> None:
+                for k in range(num_heads):
+                    empty(k, pl.ds(0, num_rows))
+
             wait_row = moves & jnp.logical_not(state.is_second)
             slot = visits(attend_masked, walk, jnp.int32(0), walk.num_masked, slot, wait_row)
             slot = visits(attend_unmasked, walk, walk.num_masked, walk.num_visits, slot, wait_row)
@@ -449,6 +456,7 @@ def prefill_kernel(
                 copy.wait()
 
     def run_blocks() -> None:
+        number_rows()
         first = Block(jnp.int32(0), sequence_of(jnp.int32(0), 0), jnp.int32(0), jnp.int32(0))
         walk = walk_of(first)
         row_copy(first).start()

@@ -19,21 +19,20 @@ from kernels.kv_write.tuning import Blocks
 
 MAX_CHUNK_TOKENS = 512
 COUNT_BITS, FIRST_BITS, PART_BITS = 5, 4, 8
-MAX_PARTS = 1 << PART_BITS
-"""Most groups of a page."""
+LAST = 2**31 - 1
 
 
 class Chunks(NamedTuple):
     """Tokens whose words come to VMEM by one copy; spans are listed by the chunk that completes them."""
 
-    count: int
-    size: int
+    number: int
+    tokens: int
 
     @classmethod
     def of(cls, num_tokens: int) -> "Chunks":
         """The fewest equal chunks of whole 8-row tiles that hold `num_tokens` tokens."""
-        count = -(-num_tokens // MAX_CHUNK_TOKENS)
-        return cls(count, -(-num_tokens // (8 * count)) * 8)
+        number = -(-num_tokens // MAX_CHUNK_TOKENS)
+        return cls(number, -(-num_tokens // (8 * number)) * 8)
 
 
 class Runs(NamedTuple):
@@ -65,7 +64,7 @@ def find_runs(slots: jax.Array, page_size: int, blocks: Blocks) -> Runs:
     entry = (token << FIRST_BITS | slots % group_rows) << COUNT_BITS | _run_lengths(starts, group_rows)
 
     # By target first, so that runs of one group are neighbours; spans and what is no run come behind all groups.
-    behind = jnp.iinfo(jnp.int32).max - num_tokens + token
+    behind = LAST - num_tokens + token
     key, entries, targets = _sorted(jnp.where(groups, target, behind - num_tokens * spans), entry, target)
     num_groups = jnp.sum(groups, dtype=jnp.int32)
     is_group = token < num_groups
@@ -73,8 +72,8 @@ def find_runs(slots: jax.Array, page_size: int, blocks: Blocks) -> Runs:
     _, entries, targets = _sorted(token + num_tokens * jnp.where(is_group, again, 2), entries, targets)
 
     chunks = Chunks.of(num_tokens)
-    chunk = jnp.where(spans, (token + span_rows - 1) // chunks.size, chunks.count)
-    complete = jnp.sum(chunk[None, :] <= jnp.arange(chunks.count)[:, None], axis=1, dtype=jnp.int32)
+    chunk = jnp.where(spans, (token + span_rows - 1) // chunks.tokens, chunks.number)
+    complete = jnp.sum(chunk[None, :] <= jnp.arange(chunks.number)[:, None], axis=1, dtype=jnp.int32)
     group_ends = jnp.stack([num_groups - jnp.sum(again, dtype=jnp.int32), num_groups])
     return Runs(jnp.concatenate([group_ends, num_groups + complete]), entries, targets)
 

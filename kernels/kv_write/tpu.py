@@ -9,9 +9,9 @@ of a page, which is written without being read, and runs that fill a group of ro
     span     words, shifted and sorted into row pairs -> VMEM -> page
     group    page -> VMEM, words put over it -> page: batch b + 1 is read and b - 1 written while b is changed
 
-A word holds one lane of two channels (a head's key in the lower half, its value in the upper), because the tokens' rows
-lie anywhere relative to the page's, and only 32-bit rows can be loaded from any row on. The kernel sorts the halves into
-the page's row pairs with integer shifts, which leave every bit as it was.
+A word holds one lane of two channels (a head's key in the lower half, its value in the upper), because the tokens'
+rows lie anywhere relative to the page's, and only 32-bit rows can be loaded from any row on. The kernel sorts the
+halves into the page's row pairs with integer shifts, which leave every bit as it was.
 
 Why nothing is read before what was written to it has arrived, and no two writes race:
 * Slots differ, the sentinel page's apart, which is never touched. So runs have no rows in common, and a span that is
@@ -23,8 +23,9 @@ Why nothing is read before what was written to it has arrived, and no two writes
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class Layout(NamedTuple):
         """Word arrays `[T, 128]`: one per channel, or pair of channels, and 128 lanes."""
         return -(-self.channels // (1 + self.packed)) * (self.width // LANES)
 
-    def parts(self, plane: int) -> list[tuple[int, pl.Slice]]:
+    def parts(self, plane: int) -> list[tuple[int, Any]]:
         """Channels and lanes that a plane holds, lower half first."""
         across = self.width // LANES
         first, lanes = plane // across * (1 + self.packed), pl.ds(plane % across * LANES, LANES)
@@ -115,7 +116,7 @@ def _words(kv_pages: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         words = lax.bitcast_convert_type(rows, jnp.uint32)
     words = words.reshape(num_tokens, -1, LANES).swapaxes(0, 1)
     chunks = Chunks.of(num_tokens)
-    return jnp.pad(words, ((0, 0), (0, chunks.count * chunks.size - num_tokens), (0, 0)))
+    return jnp.pad(words, ((0, 0), (0, chunks.number * chunks.tokens - num_tokens), (0, 0)))
 
 
 class _Scratch(NamedTuple):
@@ -134,7 +135,7 @@ class _Scratch(NamedTuple):
             words=pltpu.VMEM((layout.planes, MARGIN + num_tokens + MARGIN, LANES), jnp.uint32),
             groups=pltpu.VMEM((BATCHES, blocks.batch_runs, channels, blocks.group_rows, layout.width), dtype),
             spans=pltpu.VMEM((SPAN_BUFFERS, channels, blocks.span_rows, layout.width), dtype),
-            words_in=semaphores((Chunks.of(num_tokens).count,)),
+            words_in=semaphores((Chunks.of(num_tokens).number,)),
             groups_in=semaphores((BATCHES,)),
             groups_out=semaphores((BATCHES,)),
             spans_out=semaphores((SPAN_BUFFERS,)),
@@ -143,17 +144,18 @@ class _Scratch(NamedTuple):
     def limit_bytes(self) -> int:
         """What the buffers take, and as much as a quarter and 4 MiB more for padding and the compiler's own use."""
         buffers = (self.words, self.groups, self.spans)
-        return 5 * sum(x.inner_aval.size * x.inner_aval.dtype.itemsize for x in buffers) // 4 + (4 << 20)
+        taken: int = sum(math.prod(buffer.shape) * jnp.dtype(buffer.dtype).itemsize for buffer in buffers)
+        return taken + taken // 4 + (4 << 20)
 
 
 def _call(
     pages: jax.Array, words: jax.Array, runs: Runs, layout: Layout, blocks: Blocks, implementation: Implementation
 ) -> jax.Array:
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    anywhere, struct = pl.BlockSpec(memory_space=pl.ANY), cast("Any", jax.ShapeDtypeStruct)
     scratch = _Scratch.of(layout, blocks, words.shape[1], pages.dtype)
     written: jax.Array = pl.pallas_call(
         functools.partial(_kernel, layout=layout, blocks=blocks),
-        out_shape=jax.ShapeDtypeStruct(pages.shape, pages.dtype),
+        out_shape=struct(pages.shape, pages.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(1,),
@@ -174,7 +176,7 @@ def _kernel(
     entries: Ref,
     targets: Ref,
     words_hbm: Ref,
-    _: Ref,
+    unused: Ref,  # the pool as it comes in: `pages` under another name
     pages: Ref,
     words: Ref,
     groups: Ref,
@@ -197,9 +199,9 @@ def _kernel(
         return pages.at[target >> PART_BITS, :, pl.ds(start, rows)]
 
     def words_copy(chunk: jax.Array) -> Any:
-        start = pl.multiple_of(chunk * chunks.size, 8)
-        target = words.at[:, pl.ds(MARGIN + start, chunks.size)]
-        return pltpu.make_async_copy(words_hbm.at[:, pl.ds(start, chunks.size)], target, words_in.at[chunk])
+        start = pl.multiple_of(chunk * chunks.tokens, 8)
+        target = words.at[:, pl.ds(MARGIN + start, chunks.tokens)]
+        return pltpu.make_async_copy(words_hbm.at[:, pl.ds(start, chunks.tokens)], target, words_in.at[chunk])
 
     def put(target: Ref, row: jax.Array, mask: jax.Array | None = None) -> None:
         """Puts the words from `row` on over `target [channels, rows, width]`, where the mask has ones."""
@@ -217,10 +219,10 @@ def _kernel(
         token, first = place >> FIRST_BITS, place & (1 << FIRST_BITS) - 1
         put(group, MARGIN + token - first, _row_mask(group_rows, first, first + count, layout.packed))
 
-    def read(run: jax.Array, slot: jax.Array, place: jax.Array) -> Any:
+    def read(run: jax.Array, slot: jax.Array | int, place: jax.Array | int) -> Any:
         return pltpu.make_async_copy(rows_of(run, group_rows), groups.at[slot, place], groups_in.at[slot])
 
-    def write(run: jax.Array, slot: jax.Array, place: jax.Array) -> Any:
+    def write(run: jax.Array, slot: jax.Array | int, place: jax.Array | int) -> Any:
         return pltpu.make_async_copy(groups.at[slot, place], rows_of(run, group_rows), groups_out.at[slot])
 
     def runs_in(batch: jax.Array) -> jax.Array:
@@ -231,18 +233,17 @@ def _kernel(
         _each(runs_in(batch), batch_runs, lambda place: read(batch * batch_runs + place, slot, place).start())
 
     def wait_for(batch: jax.Array, semaphores: Ref) -> None:
-        """Waits for the copies of all runs of the batch: a semaphore counts bytes."""
+        """Waits for the copies of all runs of the batch."""
         slot = lax.rem(batch, BATCHES)
         count = runs_in(batch)
 
         @pl.when(count == batch_runs)
         def _() -> None:
-            pltpu.make_async_copy(groups.at[slot], groups.at[slot], semaphores.at[slot]).wait()
+            _wait_for(groups.at[slot], semaphores.at[slot])
 
         @pl.when(count < batch_runs)
         def _() -> None:
-            one = pltpu.make_async_copy(groups.at[slot, 0], groups.at[slot, 0], semaphores.at[slot])
-            lax.fori_loop(0, count, lambda i, _: one.wait(), None)
+            lax.fori_loop(0, count, lambda i, carry: _wait_for(groups.at[slot, 0], semaphores.at[slot]), None)
 
     def write_batch(batch: jax.Array, carry: None) -> None:
         slot = lax.rem(batch, BATCHES)
@@ -287,9 +288,9 @@ def _kernel(
         words_copy(chunk).wait()
         lax.fori_loop(ends[1 + chunk], ends[2 + chunk], write_span, None)
 
-    lax.fori_loop(0, chunks.count, lambda chunk, _: words_copy(chunk).start(), None)
+    lax.fori_loop(0, chunks.number, lambda chunk, carry: words_copy(chunk).start(), None)
     read_batch(jnp.int32(0))
-    lax.fori_loop(0, chunks.count, write_spans, None)
+    lax.fori_loop(0, chunks.number, write_spans, None)
     num_batches = pl.cdiv(end_of_first, batch_runs)
     lax.fori_loop(0, num_batches, write_batch, None)
 
@@ -298,9 +299,9 @@ def _kernel(
         wait_for(num_batches - 1, groups_out)
 
     lax.fori_loop(end_of_first, end_of_groups, write_again, None)
-    end_of_spans = ends[1 + chunks.count]
+    end_of_spans = ends[1 + chunks.number]
     unwaited = jnp.maximum(end_of_groups, end_of_spans - SPAN_BUFFERS)
-    lax.fori_loop(unwaited, end_of_spans, lambda run, _: span_copy(run).wait(), None)
+    lax.fori_loop(unwaited, end_of_spans, lambda run, carry: span_copy(run).wait(), None)
 
 
 def _each(count: jax.Array, most: int, body: Callable[[jax.Array], None]) -> None:
@@ -316,6 +317,12 @@ def _each(count: jax.Array, most: int, body: Callable[[jax.Array], None]) -> Non
     @pl.when(count < most)
     def _() -> None:
         lax.fori_loop(0, count, step, None)
+
+
+def _wait_for(buffers: Ref, semaphore: Ref) -> None:
+    """Waits until as many bytes as `buffers` holds have moved."""
+    copy: Any = pltpu.make_async_copy(buffers, buffers, semaphore)
+    copy.wait()
 
 
 def _tiles(words: Ref, row: jax.Array, rows: int, packed: bool) -> list[jax.Array]:

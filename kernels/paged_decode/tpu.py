@@ -1,19 +1,22 @@
 """Paged decode attention as a Pallas TPU kernel.
 
 Decode reads every live page once and does little with it, so the kernel's aim is that the memory never waits. One
-program walks over all blocks (a few pages) of all sequences as if they were one list; while it attends to a block, the
-pages of the next one, which may belong to another sequence, are on their way into the other half of the buffer:
+program walks over the blocks (a few pages each) of all sequences as if they were one list. While it attends to a block,
+the pages of the next one, which may belong to another sequence, are on their way into the other half of the buffer.
+Here b0 has three blocks, b2 is empty, b3 has two, b1 and b4 have one:
 
-    pages in flight    | b0 block 1 | b0 block 2 | b1 block 0 | b3 block 0 |      (b2 is empty)
-    attended to        | b0 block 0 | b0 block 1 | b0 block 2 | b1 block 0 | b3 block 0 |
-    table row in flight| b1         |              b3         |
+    attended to              | b0.0 | b0.1 | b0.2 | b1.0 | b3.0 | b3.1 | b4.0
+    pages on their way       | b0.1 | b0.2 | b1.0 | b3.0 | b3.1 | b4.0 |
+    table row on its way     | b3                 | b4   |
 
-* The page table stays in HBM. The row of the next sequence comes to scalar memory one sequence ahead, so that memory
-  holds two rows however large the batch is.
-* Only pages with a live position are fetched. A block that is not wholly live has zeros stored over its dead values,
-  for 0 x NaN would leak; dead scores become -inf.
-* The running softmax (see `kernels.softmax`) is in base 2.
-* Queries and results pass through VMEM a few sequences at a time, by Pallas' own pipeline.
+* The page table stays where it is. A sequence's row comes to scalar memory two sequences ahead, as far as its context
+  goes, so that scalar memory holds three rows however large the batch is.
+* Only pages with a live position are fetched. If a block has dead positions, zeros are stored over their values, for a
+  weight of 0 does not hide a NaN; their scores become -inf.
+* The pool is head-major, so a page is one contiguous copy, and keys and values of a head are whole tiles.
+* Keys and values are what is pushed into the matrix units, the few queries stream through: pushing is what bounds the
+  inner loop. Exponentials are base 2.
+* Queries and results pass through VMEM some sequences at a time, by Pallas' own pipeline.
 """
 
 import functools
@@ -46,8 +49,7 @@ into, the part of the table buffer with its row, and the sequence after it."""
 
 
 class Blocks(NamedTuple):
-    """Where a sequence's pages are listed: block `start` is the first, `end` past the last; `low` and `length` bound
-    its live positions, `table` is the place of its row in the table buffer."""
+    """A sequence's blocks, start..end-1, its live positions, low..length-1, and its row's place in the table buffer."""
 
     start: Any
     end: Any
@@ -121,7 +123,7 @@ def _kernel(
     # Inputs
     q_ref: Any,  # [rows_per_step, N, H]
     kv_hbm: Any,  # the pool
-    table_hbm: Any,  # int32[B, 1, table_width]
+    table_hbm: Any,  # int32[B, table_width]
     # Output
     out_ref: Any,  # [rows_per_step, N, H]
     # Scratch: the running softmax, float32, and what is in flight
@@ -132,7 +134,7 @@ def _kernel(
     table_buffer: Any,  # int32[TABLE_SLOTS * table_width], scalar memory: there a flat index is the cheapest
     cursor: Any,  # int32[CURSOR_SIZE], scalar memory
     kv_semaphores: Any,  # one for each half of kv_buffer
-    table_semaphores: Any,  # one for each half of table_buffer
+    table_semaphores: Any,  # one for each row in table_buffer
     *,
     s: Statics,
 ) -> None:
@@ -147,12 +149,15 @@ def _kernel(
 
         return lax.while_loop(is_empty, lambda row: row + 1, row)
 
-    def blocks_of(row: Any, table_slot: Any) -> Blocks:
-        """The blocks of a sequence; none if there is no such sequence."""
-        length = jnp.where(row < s.num_rows, context_lens[jnp.minimum(row, s.num_rows - 1)], 0)
+    def blocks_of(length: Any, table_slot: Any) -> Blocks:
         low = 0 if s.window is None else jnp.maximum(length - s.window, 0)
         start = 0 if s.window is None else _divide(low, s.block_tokens)
         return Blocks(start, _ceil_divide(length, s.block_tokens), low, length, table_slot * s.table_width)
+
+    def blocks_if_any(row: Any, table_slot: Any) -> Blocks:
+        """The same for a sequence that there may not be: it has no blocks."""
+        length = context_lens[jnp.minimum(row, s.num_rows - 1)]
+        return blocks_of(jnp.where(row < s.num_rows, length, 0), table_slot)
 
     def table_copy(row: Any, slot: Any) -> Any:
         """Brings the columns of a sequence's context, rounded up to a row of lanes."""
@@ -171,14 +176,19 @@ def _kernel(
         def _() -> None:
             table_copy(row, slot).wait()
 
+    def live_range(blocks: Blocks, block: Any) -> tuple[Any, Any]:
+        """Live positions of a block: from the first, up to the second; they may reach beyond it."""
+        return blocks.low - block * s.block_tokens, blocks.length - block * s.block_tokens
+
     def live_pages(low: Any, high: Any) -> tuple[Any, Any]:
-        """First and past the last page of a block whose live positions are low..high-1; both may lie outside it."""
+        """Pages of a block that hold its positions low..high-1."""
         first = 0 if s.window is None else _divide(jnp.maximum(low, 0), s.page_size)
         return first, jnp.minimum(_ceil_divide(high, s.page_size), s.pages_per_block)
 
     def start_block(slot: Any, table: Any, low: Any, high: Any) -> None:
-        """Sends for the live pages of the block at `table`, whose live positions are low..high-1."""
+        """Sends for the pages of a block that hold its positions low..high-1; they are listed at `table`."""
         first, end = live_pages(low, high)
+        # All are read before the first copy starts, which the compiler would not move a read across.
         pages = [table_buffer[table + j] for j in range(s.pages_per_block)]
         for j, page in enumerate(pages):
 
@@ -186,15 +196,15 @@ def _kernel(
             def _(j: int = j, page: Any = page) -> None:
                 pltpu.make_async_copy(kv_hbm.at[page], kv_buffer.at[slot, j], kv_semaphores.at[slot]).start()
 
-    def wait_block(slot: Any, num_pages: Any) -> None:
-        """Waits for so many pages."""
-        some = kv_buffer.at[slot, pl.ds(0, num_pages)]
-        arrival: Any = pltpu.make_async_copy(some, some, kv_semaphores.at[slot])
-        arrival.wait()
+    def wait_block(slot: Any, low: Any, high: Any) -> None:
+        """Waits for what `start_block` has sent for: once, for as many bytes."""
+        first, end = live_pages(low, high)
+        arriving = kv_buffer.at[slot, pl.ds(0, end - first)]
+        copy: Any = pltpu.make_async_copy(arriving, arriving, kv_semaphores.at[slot])
+        copy.wait()
 
     def clear_dead_values(slot: Any, low: Any, high: Any) -> None:
-        """Stores zeros over the values outside positions low..high-1 of the block."""
-
+        """Stores zeros over the values of a block outside its positions low..high-1."""
         pages = min(s.pages_per_block, 1 << max(CLEARED_TOKENS // s.page_size, 1).bit_length() - 1)
         shape = (pages, s.page_size, kv_buffer.shape[-1])
         page, row = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
@@ -208,26 +218,22 @@ def _kernel(
                 kv_buffer[at] = jnp.where(live, values, jnp.zeros_like(values))
 
         size = pages * s.page_size
-        if s.window is not None:
-            lax.fori_loop(0, _ceil_divide(jnp.maximum(low, 0), size), clear, None)
-        lax.fori_loop(_divide(jnp.minimum(high, s.block_tokens), size), s.block_tokens // size, clear, None)
+        first: Any = _divide(jnp.minimum(high, s.block_tokens), size)
+        end: Any = s.block_tokens // size
+        if s.window is not None:  # live parts between dead ones are stored as they are
+            end = jnp.where(high < s.block_tokens, end, _ceil_divide(jnp.maximum(low, 0), size))
+            first = jnp.where(low > 0, 0, first)
+        lax.fori_loop(first, end, clear, None)
 
     def attend_block(block: Any, slot: Any, q: list[jax.Array], mine: Blocks, after: Blocks) -> None:
         """Merges one block, which is on its way into `slot`, into the state and sends for the one after it."""
         is_last = block + 1 == mine.end
-        base = jnp.where(is_last, after.start, block + 1) * s.block_tokens
-        table = jnp.where(
-            is_last, after.table + after.start * s.pages_per_block, mine.table + (block + 1) * s.pages_per_block
-        )
-        start_block(
-            1 - slot,
-            table,
-            jnp.where(is_last, after.low, mine.low) - base,
-            jnp.where(is_last, after.length, mine.length) - base,
-        )
-        low, high = mine.low - block * s.block_tokens, mine.length - block * s.block_tokens
-        first, end = live_pages(low, high)
-        wait_block(slot, end - first)
+        following = jnp.where(is_last, after.start, block + 1)
+        table = jnp.where(is_last, after.table, mine.table) + following * s.pages_per_block
+        owner = Blocks(*(jnp.where(is_last, theirs, ours) for theirs, ours in zip(after, mine, strict=True)))
+        start_block(1 - slot, table, *live_range(owner, following))
+        low, high = live_range(mine, block)
+        wait_block(slot, low, high)
 
         @pl.when(high < s.block_tokens if s.window is None else (high < s.block_tokens) | (low > 0))
         def _() -> None:
@@ -268,9 +274,9 @@ def _kernel(
     def attend_row(index: Any) -> None:
         """Attention of the step's sequence `index`, which is not empty."""
         slot, table_slot, next_row = cursor[SLOT], cursor[TABLE_SLOT], cursor[NEXT_ROW]
-        mine = blocks_of(step_row + index, table_slot)
+        mine = blocks_of(context_lens[step_row + index], table_slot)
         next_slot = jnp.where(table_slot == TABLE_SLOTS - 1, 0, table_slot + 1)
-        after = blocks_of(next_row, next_slot)
+        after = blocks_if_any(next_row, next_slot)
         row_after = next_live(next_row + 1)
         start_table(row_after, jnp.where(next_slot == TABLE_SLOTS - 1, 0, next_slot + 1))
         wait_table(next_row, next_slot)
@@ -296,10 +302,11 @@ def _kernel(
             out_ref[index, pl.ds(head * s.group, s.group)] = out.astype(out_ref.dtype)
 
     def row_step(index: Any, _: None) -> None:
+        # Empty sequences keep these zeros: a store is cheaper than a branch.
         out_ref[index] = jnp.zeros(out_ref.shape[1:], out_ref.dtype)
 
         @pl.when(context_lens[step_row + index] > 0)
-        def _() -> None:
+        def not_empty() -> None:
             attend_row(index)
 
     @pl.when(pl.program_id(0) == 0)
@@ -310,9 +317,8 @@ def _kernel(
         start_table(row, 0)
         start_table(row_after, 1)
         wait_table(row, 0)
-        mine = blocks_of(row, 0)
-        base = mine.start * s.block_tokens
-        start_block(0, mine.start * s.pages_per_block, mine.low - base, mine.length - base)
+        blocks = blocks_if_any(row, 0)
+        start_block(0, blocks.start * s.pages_per_block, *live_range(blocks, blocks.start))
 
     lax.fori_loop(0, jnp.minimum(s.rows_per_step, s.num_rows - step_row), row_step, None)
 

@@ -1,8 +1,11 @@
+import functools
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
@@ -19,8 +22,13 @@ def random_pools(page: tuple[int, ...], dtype: str, seed: int) -> list[np.ndarra
     return list(pools)
 
 
+gather = jax.jit(functools.partial(gather_pages, implementation="pallas"))
+scatter = jax.jit(functools.partial(scatter_pages, implementation="pallas"))
+
+
 def run_gather(pools: list[np.ndarray], page_ids: np.ndarray) -> np.ndarray:
-    chunk = gather_pages([jnp.asarray(x) for x in pools], jnp.asarray(page_ids, jnp.int32), implementation="pallas")
+    chunk = gather([jnp.asarray(x) for x in pools], jnp.asarray(page_ids, jnp.int32))
+    chunk.block_until_ready()
     assert not races_found()
     return np.asarray(chunk)
 
@@ -30,7 +38,8 @@ def run_scatter(
 ) -> list[np.ndarray]:
     source, page_ids = jnp.asarray(source, jnp.int32), jnp.asarray(page_ids, jnp.int32)
     on_device = [jnp.asarray(x) for x in pools]
-    scattered = scatter_pages(on_device, jnp.asarray(chunk), source, page_ids, implementation="pallas")
+    scattered = scatter(on_device, jnp.asarray(chunk), source, page_ids)
+    scattered[-1].block_until_ready()
     assert not races_found()
     return [np.asarray(x) for x in scattered]
 
@@ -59,8 +68,8 @@ def test_shuffled_pages_with_padding(page: tuple[int, ...], dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dma", ["eager", "on_wait"])
-@pytest.mark.parametrize("count", [1, tpu.PAGES_IN_FLIGHT, tpu.PAGES_IN_FLIGHT + 1, 20])
-def test_any_count_around_the_pages_in_flight(count: int, dma: str) -> None:
+@pytest.mark.parametrize("count", [1, tpu.PAGES_IN_FLIGHT + 1])
+def test_any_count_around_the_pages_in_flight(count: int, dma: Literal["eager", "on_wait"]) -> None:
     order = np.random.default_rng(2).permutation(np.arange(1, NUM_PAGES))[:count]
     with strict_interpreter(dma):
         check_moves(PAGES[0], "bfloat16", order, np.arange(count)[::-1], order)
@@ -71,22 +80,17 @@ def test_only_padding() -> None:
         check_moves(PAGES[0], "float32", np.zeros(11, int), np.zeros(11, int), np.zeros(11, int))
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.data())
 def test_any_pages(data: st.DataObject) -> None:
-    gathered = data.draw(st.lists(st.integers(0, NUM_PAGES - 1), min_size=1, max_size=12))
-    ids = data.draw(st.lists(st.integers(1, NUM_PAGES - 1), min_size=1, max_size=12, unique=True))
-    padding = data.draw(st.integers(0, 3))
-    source = data.draw(st.lists(st.integers(0, len(gathered) - 1), min_size=len(ids), max_size=len(ids)))
-    order = data.draw(st.permutations(range(len(ids) + padding)))
+    size = 9
+    gathered = data.draw(st.lists(st.integers(0, NUM_PAGES - 1), min_size=size, max_size=size))
+    source = data.draw(st.lists(st.integers(0, size - 1), min_size=size, max_size=size))
+    ids = data.draw(st.lists(st.integers(1, NUM_PAGES - 1), max_size=size, unique=True))
+    padding = [0] * (size - len(ids))
+    targets = np.array(data.draw(st.permutations(ids + padding)))
     with strict_interpreter():
-        check_moves(
-            PAGES[0],
-            "float32",
-            np.array(gathered),
-            np.array(source + [0] * padding)[order],
-            np.array(ids + [0] * padding)[order],
-        )
+        check_moves(PAGES[0], "bfloat16", np.array(gathered), np.array(source), targets)
 
 
 def test_bits_of_a_bfloat16_pool() -> None:
