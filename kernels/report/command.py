@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from kernels.report.chip import chip_of
         from kernels.report.compiler import ScheduleCompiler
-        from kernels.report.document import empty_report, read_json, write_json
+        from kernels.report.document import Report, empty_report, read_json, write_json
         from kernels.report.plan import Plan, make_report
         from kernels.report.sheets import print_sheet, to_markdown
         from kernels.report.summary import heading, sheets
@@ -31,10 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = empty_report(chip_of(target))
         earlier = [read_json(path, start) for path in flags.comparison]
         plan = Plan(ops=flags.op or OPS, heads=flags.heads, compare=not flags.without_comparison, earlier=earlier)
-        report = make_report(plan, start, compiler, console)
 
-    if flags.json is not None:
-        write_json(report, flags.json)
+        def save(report: Report) -> None:
+            if flags.json is not None:
+                write_json(report, flags.json)
+
+        report = make_report(plan, start, compiler, console, save)
+
     tables = sheets(report)
     console.print(heading(report))
     for sheet in tables:
@@ -69,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         "may be repeated",
     )
     comparison.add_argument("--without-comparison", action="store_true", help="leave jax's kernel out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, after every program")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there as Markdown")
     return parser

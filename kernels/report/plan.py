@@ -60,8 +60,10 @@ class Task(NamedTuple):
     figures: Callable[[Schedule], Any]
 
 
-def make_report(plan: Plan, start: Report, compiler: ScheduleCompiler, console: Console) -> Report:
-    """Compiles everything in the plan; `start` has the chip and no figures."""
+def make_report(
+    plan: Plan, start: Report, compiler: ScheduleCompiler, console: Console, save: Callable[[Report], None]
+) -> Report:
+    """Compiles everything in the plan; `start` has the chip and no figures. `save` gets the report so far each time."""
     found: dict[str, list[Any]] = {"decode": [], "prefill": [], "moves": [], "refused": []}
     for earlier in plan.earlier:
         for name in ("decode", "prefill"):
@@ -81,6 +83,11 @@ def make_report(plan: Plan, start: Report, compiler: ScheduleCompiler, console: 
             except Exception as error:  # the compiler's errors have no common type, and every one is an answer here
                 reason = f"{type(error).__name__}: {error}"
                 found["refused"].append(Refused(kernel=task.owner, shape=task.shape, reason=reason))
+            save(_with_figures(start, found))
+    return _with_figures(start, found)
+
+
+def _with_figures(start: Report, found: dict[str, list[Any]]) -> Report:
     return msgspec.structs.replace(start, **{name: tuple(figures) for name, figures in found.items()})
 
 
