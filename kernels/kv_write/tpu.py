@@ -17,9 +17,10 @@ Why nothing is read before what was written to it has arrived, and no two writes
 * Slots differ, the sentinel page's apart, which is never touched. So runs have no rows in common, and a span that is
   filled whole shares rows with no group that has a run.
 * Two runs for one group would meet in it: each writes the other's rows back as it read them. The list names such a
-  group once among the first runs; all runs of that part may be under way together.
-* The later runs of those groups come when every write before them has been waited for, one run at a time: read, wait,
-  change, write, wait. They are rare: one sequence's tokens would have to come from two places of a step.
+  group once among the first runs, so that all of these may be under way together.
+* Batch b + 1 is read into the buffers of b - 2, whose writes were waited for when b - 1 had been changed.
+* Further runs of a group come when every write before them has been waited for, one run at a time: read, wait, change,
+  write, wait. They are rare: one sequence's tokens would have to come from two places of a step.
 """
 
 import functools

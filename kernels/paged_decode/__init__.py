@@ -75,7 +75,8 @@ def paged_decode(
         hold.
 
     Raises:
-        ValueError: an argument's shape, type or limit is wrong; the text names it.
+        ValueError: an argument's shape, type or limit is wrong, or beyond the kernel that was asked for; the text
+            names it.
     """
     check_queries(q, kv_pages)
     check_limits(sliding_window, soft_cap)

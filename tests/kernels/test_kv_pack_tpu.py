@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 from kernels.kv_pack import gather_pages, scatter_pages, tpu
@@ -91,6 +92,16 @@ def test_any_pages(data: st.DataObject) -> None:
     targets = np.array(data.draw(st.permutations(ids + padding)))
     with strict_interpreter():
         check_moves(PAGES[0], "bfloat16", np.array(gathered), np.array(source), targets)
+
+
+def test_a_missing_wait_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpu, "_wait_for", lambda pages, semaphore: None)
+    pools = random_pools(PAGES[0], "float32", 0)
+    ids = np.array([2, 5])
+    with strict_interpreter("on_wait"):
+        chunk = gather_pages([jnp.asarray(x) for x in pools], jnp.asarray(ids, jnp.int32), implementation="pallas")
+        assert np.isnan(chunk).all()
+    pltpu.reset_tpu_interpret_mode_state()
 
 
 def test_bits_of_a_bfloat16_pool() -> None:
