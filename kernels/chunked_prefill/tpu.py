@@ -4,15 +4,15 @@ The work is a list of *query blocks*, each at most `query_tokens` tokens of one 
 `kv_heads` kv heads; a block walks the pages of its own context. The G query heads of a kv head are rows of one matrix
 (row = token * G + head of the group), so a block's scores for a kv head are one product [rows, H] x [H, keys].
 
-A block takes its keys in two loops:
+A query block takes the blocks of `key_tokens` keys in two loops:
 
-* `masked` blocks of keys first: those on the causal diagonal, at the ragged end and at the window's lower edge, with
-  the usual online softmax (Milakov and Gimelshein, 2018). They leave in `m` the peak of what each row has seen.
-* `unmasked` blocks, the bulk of a long context, keep that peak as the softmax's *reference*: softmax does not depend on
+* The *masked* ones first: those on the causal diagonal, at the ragged end and at the window's lower edge, with the
+  usual online softmax (Milakov and Gimelshein, 2018). They leave in `peak` the highest score that each row has seen.
+* The *unmasked* ones, the bulk of a long context, keep that peak as the softmax's reference. Softmax does not depend on
   it, so a score needs no maximum, no reduction and no rescaling on its way from one matrix product to the other, and
   never goes to memory. What could go wrong is overflow, where a row's later weights are 2 ** 64 times those of its
-  masked blocks. That shows in the block's sums, which are looked at once at its end; such a block is done again, all
-  of it in the masked loop.
+  masked blocks. That shows in the row's sum, looked at once at the end of the query block; such a query block is
+  computed again, all of it in the masked loop, for about twice the time.
 
 Pages, queries and page-table rows come by DMA: pages double-buffered, always one block of keys ahead, across query
 blocks, sequences and passes over the kv heads.
@@ -28,28 +28,33 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.chunked_prefill.tuning import PrefillConfig, PrefillKey, choose
+from kernels.checks import require
+from kernels.chunked_prefill.tuning import MIN_KEY_TOKENS, QUERY_TOKEN_MULTIPLE, PrefillConfig, PrefillKey, choose
 from kernels.kv_pool import PoolDims, pool_dims
 from kernels.softmax import MASKED
 
 LANES = 128
 ROW_CHUNK = 512
-"""Rows whose scores are computed together: their matrix product is one stream through the MXU."""
+"""Rows whose scores are computed together: one stream through the matrix unit against the same keys."""
+NATIVE_ROWS = 8
+"""Rows of the largest native tile in HBM."""
 KEY_STEP = 256
-"""Keys whose scores are computed together: the width of the MXU."""
+"""Keys whose scores are computed together: the width of the matrix unit."""
 PREPARED_ROWS = 512
 """About as many rows of queries or results are laid out anew at a time."""
 SUM_LIMIT = 2.0**64
 """A row with a sum of exponentials beyond this is too far above its reference. It leaves room for the products with
 values of any sane size."""
-VMEM_SLACK_BYTES = 8 << 20
+MAX_ROWS = 4096
+"""Rows of a query block for one kv head: below that a row's token is found without a division."""
+VMEM_SLACK_BYTES = 12 << 20
+"""For what the compiler keeps beside the scratch."""
 LOG2_E = math.log2(math.e)
 
 
 class Layout(NamedTuple):
-    """Static sizes of a call.
-
-    pack: rows of q that share a 32-bit word in HBM; [.., pack, H] is a native tile, so a DMA may start at any token.
+    """Static sizes of a call: G query heads per kv head; rows of q that form a tile in HBM, `[.., pack, width]`; lanes
+    of a row; sequences; flat tokens.
     """
 
     pool: PoolDims
@@ -273,7 +278,7 @@ def prefill_kernel(
         return [x[:, at : at + LANES] for at in range(0, x.shape[1], LANES)]
 
     def attend_masked(slot: jax.Array, index: jax.Array, walk: Walk) -> None:
-        """Merges the live keys of block `index` with an online softmax, `key_step` keys at a time."""
+        """Merges the live keys of block `index`, in `slot`, with an online softmax, `key_step` keys at a time."""
         block_key = index * key_tokens
 
         def merge_step(step: jax.Array, _: None) -> None:
@@ -310,9 +315,8 @@ def prefill_kernel(
         first = lax.div(jnp.maximum(walk.begin - block_key, 0), key_step)
         lax.fori_loop(first, pl.cdiv(jnp.minimum(walk.stop - block_key, key_tokens), key_step), merge_step, None)
 
-    def attend_unmasked(slot: jax.Array, index: jax.Array, walk: Walk) -> None:
-        """Merges all keys of the block, with the peaks of the masked loop as reference."""
-        del index, walk
+    def attend_unmasked(slot: jax.Array) -> None:
+        """Merges all keys of the block in `slot`, with the peaks of the masked blocks as reference."""
         for k in range(num_heads):
             for start, size in chunks(key_tokens, key_step):
                 key, value = load_keys(slot, k, pl.ds(start, size))
@@ -345,13 +349,15 @@ def prefill_kernel(
         lax.fori_loop(0, config.query_tokens // prepared_tokens, lay_out, None)
 
     def empty(k: int, at: Any) -> None:
+        """Makes rows `at` ones that have seen no key."""
         peak[k, at] = jnp.full((at.size, LANES), MASKED, jnp.float32)
         total[k, at] = jnp.zeros((at.size, LANES), jnp.float32)
         weighted[k, at] = jnp.zeros((at.size, layout.width), jnp.float32)
 
     def number_rows() -> None:
+        """Fills `ahead`, once for all blocks."""
         row = lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 0)
-        token = (row * -(-(1 << 16) // group)) >> 16  # row // group, exact below 4,096 rows
+        token = (row * -(-(1 << 16) // group)) >> 16  # row // group, exact below MAX_ROWS
         ahead[...] = token - lax.broadcasted_iota(jnp.int32, (num_rows, LANES), 1)
 
     def finish() -> jax.Array:
@@ -371,7 +377,7 @@ def prefill_kernel(
         return jnp.max(highest) < SUM_LIMIT
 
     def run_block(state: Progress) -> Progress:
-        """Computes a query block."""
+        """Computes a query block. On the way the next one's queries, table row and first pages are sent for."""
         block = state.block
         walk = walk_of(block)
         following = block_from(block.part, block.token + walk.num_tokens, block)
@@ -392,13 +398,16 @@ def prefill_kernel(
             for copy in q_copies(following, following_walk.num_tokens):
                 copy.start()
 
-        def visits(attend: Any, walk: Walk, first: jax.Array, end: jax.Array, slot: jax.Array, wait_row: Any) -> Any:
-            """Visits first..end-1 of the walk; before each, the pages of the one after it are sent for."""
+        def visits(attend: Any, state: Attempt, first: jax.Array, end: jax.Array, slot: jax.Array) -> jax.Array:
+            """Visits first..end-1 of the walk, whose pages go to `slot` and its twin in turn; before each, the pages of
+            the one after it are sent for, be it the next query block's first.
+            """
+            walk = state.walk
 
             def visit(number: jax.Array, slot: jax.Array) -> jax.Array:
                 last = number + 1 == walk.num_visits
 
-                @pl.when(last & wait_row)
+                @pl.when(last & moves & jnp.logical_not(state.is_second))
                 def _() -> None:
                     row_copy(following).wait()
 
@@ -409,10 +418,11 @@ def prefill_kernel(
                     start_pages(Source(*(jnp.where(last, b, a) for a, b in zip(own, other, strict=True))), 1 - slot)
 
                 wait_pages(slot)
-                attend(slot, walk.visited(number), walk)
+                attend(slot, walk.visited(number))
                 return 1 - slot
 
-            return lax.fori_loop(first, end, visit, slot)
+            end_slot: jax.Array = lax.fori_loop(first, end, visit, slot)
+            return end_slot
 
         def attempt(state: Attempt) -> Attempt:
             walk, slot = state.walk, state.kv_slot
@@ -426,9 +436,9 @@ def prefill_kernel(
                 for k in range(num_heads):
                     empty(k, pl.ds(0, num_rows))
 
-            wait_row = moves & jnp.logical_not(state.is_second)
-            slot = visits(attend_masked, walk, jnp.int32(0), walk.num_masked, slot, wait_row)
-            slot = visits(attend_unmasked, walk, walk.num_masked, walk.num_visits, slot, wait_row)
+            zero = jnp.int32(0)
+            slot = visits(lambda s, b: attend_masked(s, b, walk), state, zero, walk.num_masked, slot)
+            slot = visits(lambda s, _: attend_unmasked(s), state, walk.num_masked, walk.num_visits, slot)
             wait_output(state.o_pending)
             again = jnp.logical_not(finish()) & (walk.num_masked < walk.num_visits)
 
@@ -436,16 +446,14 @@ def prefill_kernel(
             def drop_pages() -> None:
                 wait_pages(slot)  # the next query block's; they come again
 
-            return Attempt(
-                walk.all_masked(), slot, jnp.bool_(False), jnp.int32(0), jnp.bool_(True), jnp.logical_not(again)
-            )
+            return Attempt(walk.all_masked(), slot, no, zero, is_second=yes, is_done=jnp.logical_not(again))
 
-        no = jnp.bool_(False)
+        no, yes = jnp.bool_(False), jnp.bool_(True)
         first = Attempt(walk, state.kv_slot, state.is_sent, state.o_pending, is_second=no, is_done=no)
         final: Attempt = lax.while_loop(lambda a: jnp.logical_not(a.is_done), attempt, first)
         for copy in o_copies(block.part, block.token, walk.num_tokens):
             copy.start()
-        return Progress(following, final.kv_slot, jnp.bool_(True), walk.num_tokens)
+        return Progress(following, final.kv_slot, is_sent=yes, o_pending=walk.num_tokens)
 
     def wait_output(num_tokens: jax.Array) -> None:
         """Waits until `o_out`, of which `num_tokens` tokens were sent, may be written again."""
@@ -468,6 +476,7 @@ def prefill_kernel(
         wait_output(final.o_pending)
 
     def clear_padding() -> None:
+        """Zeros for the tokens that belong to no sequence."""
         o_out[...] = jnp.zeros_like(o_out)
         num_padding = layout.num_tokens - num_live
 
@@ -491,11 +500,11 @@ def scratch_shapes(layout: Layout, config: PrefillConfig, table_rows: int, q_dty
     """The kernel's scratch, in its order; q and o travel as `q_dtype`, the pool holds `dtype`."""
     pool, heads = layout.pool, config.kv_heads
     rows = config.query_tokens * layout.group
-    travel = (heads, config.query_tokens, layout.group // layout.pack, layout.pack, layout.width)
+    tiles = (heads, config.query_tokens, layout.group // layout.pack, layout.pack, layout.width)
     keys = (2, heads, *(() if pool.side_by_side else (2,)), config.key_tokens, layout.width)
     return [
-        pltpu.VMEM(travel, q_dtype),
-        pltpu.VMEM(travel, q_dtype),
+        pltpu.VMEM(tiles, q_dtype),
+        pltpu.VMEM(tiles, q_dtype),
         pltpu.VMEM(keys, dtype),
         pltpu.SMEM((2, table_rows, LANES), jnp.int32),
         pltpu.VMEM((heads, rows, layout.width), dtype),
@@ -517,6 +526,23 @@ def vmem_bytes(scratch: list[Any]) -> int:
     return total + VMEM_SLACK_BYTES
 
 
+def check_config(config: PrefillConfig, group: int, pool: PoolDims) -> None:
+    """Refuses block sizes that the kernel cannot use."""
+    rows = config.query_tokens * group
+    require(
+        config.query_tokens % QUERY_TOKEN_MULTIPLE == 0 and 0 < rows <= MAX_ROWS,
+        f"{config} needs query_tokens that are a multiple of {QUERY_TOKEN_MULTIPLE} and, times the {group} query heads "
+        f"of a kv head, at most {MAX_ROWS}",
+    )
+    smallest = max(pool.page_size, MIN_KEY_TOKENS)
+    power_of_two = config.key_tokens.bit_count() == 1
+    require(power_of_two and config.key_tokens >= smallest, f"{config} needs key_tokens of 2 ** n, at least {smallest}")
+    require(
+        config.kv_heads > 0 and pool.num_kv_heads % config.kv_heads == 0,
+        f"{config} needs kv_heads that divide the {pool.num_kv_heads} kv heads",
+    )
+
+
 def chunked_prefill(
     q: jax.Array,
     kv_pages: jax.Array,
@@ -532,21 +558,29 @@ def chunked_prefill(
 ) -> jax.Array:
     """See `kernels.chunked_prefill.chunked_prefill`; `config` None takes the tuning table's.
 
-    `interpret` is what `pallas_call` takes. A uint16 pool must have been reinterpreted as bfloat16.
+    `interpret` is what `pallas_call` takes. A uint16 pool must have been reinterpreted as bfloat16. In `jax.shard_map`
+    (each device with its own kv heads and their query heads) it needs check_vma=False, as any pallas_call that does
+    not name the mesh's axes.
+
+    q and o are read and written in tiles of a group's heads that any token can start. Where the device's heads are a
+    multiple of 8 and the group is too, or the head dim is 128 and the group even, that is how XLA keeps q; otherwise a
+    call copies q and o (to VMEM if they fit): in float32 for an odd group, to 128 lanes for head dim 64.
     """
     num_tokens, num_heads, head_dim = q.shape
     pool = pool_dims(kv_pages.shape)
     group = num_heads // pool.num_kv_heads
     if config is None:
         key = PrefillKey(group, pool.num_kv_heads, head_dim, q.dtype.itemsize)
-        config = choose(key, num_tokens, pool.page_size)
-    # Rows of q come and go in whole 32-bit words: pairs of bfloat16, or single float32 where a group is odd.
-    pack = 2 if q.dtype == jnp.bfloat16 and group % 2 == 0 else 1
-    q_dtype = q.dtype if pack == 2 else jnp.dtype(jnp.float32)
+        config = choose(key, num_tokens, pool.page_size, page_table.shape[1])
+    check_config(config, group, pool)
+    # The heads of a group come and go in native tiles of `pack` rows, so that a DMA may start at any token. bfloat16
+    # rows come in pairs, so the rows of an odd group come as float32.
+    pack = math.gcd(group, NATIVE_ROWS)
+    q_dtype = jnp.dtype(jnp.float32) if pack == 1 else q.dtype
     width = max(head_dim, LANES)
     layout = Layout(pool, group, pack, width, cu_q_lens.shape[0] - 1, num_tokens)
-    pairs = (num_tokens, pool.num_kv_heads, group // pack, pack, width)
-    q_pairs = jnp.pad(q.astype(q_dtype), ((0, 0), (0, 0), (0, width - head_dim))).reshape(pairs)
+    tiles = (num_tokens, pool.num_kv_heads, group // pack, pack, width)
+    q_tiles = jnp.pad(q.astype(q_dtype), ((0, 0), (0, 0), (0, width - head_dim))).reshape(tiles)
     columns = -(-page_table.shape[1] // LANES) * LANES
     table = jnp.pad(page_table, ((0, 0), (0, columns - page_table.shape[1])))
     table = table.reshape(page_table.shape[0], columns // LANES, LANES)
@@ -562,7 +596,7 @@ def chunked_prefill(
             sliding_window=sliding_window,
             soft_cap=soft_cap,
         ),
-        out_shape=struct(pairs, q_dtype),
+        out_shape=struct(tiles, q_dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(1,),
@@ -573,6 +607,6 @@ def chunked_prefill(
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem_bytes(scratch), disable_bounds_checks=True),
         interpret=interpret,
         name="chunked_prefill",
-    )(cu_q_lens, context_lens, q_pairs, kv_pages, table)
+    )(cu_q_lens, context_lens, q_tiles, kv_pages, table)
     # Side by side the values are the upper lanes of the product.
     return out.reshape(num_tokens, num_heads, width)[..., width - head_dim :].astype(q.dtype)

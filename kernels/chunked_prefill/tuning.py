@@ -30,28 +30,55 @@ class PrefillKey(NamedTuple):
     element_bytes: int
 
 
-TABLE: dict[PrefillKey, PrefillConfig] = {}
-"""Filled with the winners of a sweep over the models of `kernels.shapes`, at 2,048 tokens and page 128."""
+TABLE: dict[PrefillKey, PrefillConfig] = {
+    # deepseek-r1-distill-qwen-1.5b on 1, 2 and 4 devices
+    PrefillKey(6, 2, 128, 2): PrefillConfig(256, 512, 2),
+    PrefillKey(6, 1, 128, 2): PrefillConfig(512, 512, 1),
+    PrefillKey(3, 1, 128, 2): PrefillConfig(512, 1024, 1),
+    # qwen3-8b and llama-3.1-8b on 1, 2 and 4 devices
+    PrefillKey(4, 8, 128, 2): PrefillConfig(512, 512, 2),
+    PrefillKey(4, 4, 128, 2): PrefillConfig(512, 512, 2),
+    PrefillKey(4, 2, 128, 2): PrefillConfig(512, 512, 2),
+    # qwen3-32b on 1, 2 and 4 devices
+    PrefillKey(8, 8, 128, 2): PrefillConfig(256, 512, 2),
+    PrefillKey(8, 4, 128, 2): PrefillConfig(256, 512, 2),
+    PrefillKey(8, 2, 128, 2): PrefillConfig(256, 512, 2),
+}
+"""The models of `kernels.shapes`. Winners for v6e among query_tokens {128..1024}, key_tokens {256, 512, 1024} and
+kv_heads {1, 2} by estimated time of 2,048 new tokens at contexts of 2,048 and 8,192, page 128.
+
+Large blocks keep the matrix unit busy: a trip of the unmasked loop has about 300 bundles of filling and draining,
+whatever its size. Against them speak the diagonal, half of which is wasted, and the last block of a sequence, which
+costs as much as a full one. Blocks that divide a chunk of 2 ** n tokens beat those that do not.
+"""
 
 QUERY_TOKEN_MULTIPLE = 16
-MAX_ROWS = 1536
+MAX_QUERY_TOKENS = 512
+ROWS_OF_A_TRIP = 4096
 MIN_KEY_TOKENS = 128
-KEY_TOKENS_OF_A_TRIP = 1024
+KEY_TOKENS = 512
 
 
 def heuristic(key: PrefillKey) -> PrefillConfig:
-    """About 1,536 rows per kv head and 1,024 keys per trip, spread over two kv heads where there are two."""
-    query_tokens = max(MAX_ROWS // key.group // QUERY_TOKEN_MULTIPLE, 1) * QUERY_TOKEN_MULTIPLE
-    shrink = max(key.head_dim * key.element_bytes // 256, 1)
-    query_tokens = max(query_tokens // shrink // QUERY_TOKEN_MULTIPLE, 1) * QUERY_TOKEN_MULTIPLE
+    """Up to 4,096 rows in all (fewer where a row is longer than 256 bytes) by 512 keys; 1,024 for half the rows."""
     kv_heads = 2 if key.num_kv_heads % 2 == 0 else 1
-    return PrefillConfig(query_tokens, KEY_TOKENS_OF_A_TRIP // kv_heads, kv_heads)
+    max_rows = ROWS_OF_A_TRIP // max(key.head_dim * key.element_bytes // 256, 1)
+    query_tokens = QUERY_TOKEN_MULTIPLE
+    while query_tokens < MAX_QUERY_TOKENS and 2 * query_tokens * key.group * kv_heads <= max_rows:
+        query_tokens *= 2
+    is_small = 2 * query_tokens * key.group * kv_heads <= max_rows
+    return PrefillConfig(query_tokens, KEY_TOKENS * (2 if is_small else 1), kv_heads)
 
 
-def choose(key: PrefillKey, num_tokens: int, page_size: int) -> PrefillConfig:
-    """The config for a call with `num_tokens` flat tokens over pages of `page_size` tokens."""
+def choose(key: PrefillKey, num_tokens: int, page_size: int, num_columns: int) -> PrefillConfig:
+    """The config for a call with `num_tokens` flat tokens and page tables of `num_columns` pages of `page_size` tokens.
+
+    Blocks are no larger than the call needs.
+    """
     config = TABLE.get(key) or heuristic(key)
-    needed = -(-num_tokens // QUERY_TOKEN_MULTIPLE) * QUERY_TOKEN_MULTIPLE
+    num_pieces = -(-num_tokens // QUERY_TOKEN_MULTIPLE)
+    longest = 1 << (num_columns * page_size - 1).bit_length()
     return config._replace(
-        query_tokens=min(config.query_tokens, needed), key_tokens=max(config.key_tokens, page_size, MIN_KEY_TOKENS)
+        query_tokens=min(config.query_tokens, num_pieces * QUERY_TOKEN_MULTIPLE),
+        key_tokens=max(min(config.key_tokens, longest), page_size, MIN_KEY_TOKENS),
     )
