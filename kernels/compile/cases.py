@@ -179,7 +179,7 @@ def prefill_case(shape: Shape) -> Case:
         struct(CHUNK_SEQUENCES),
     )
     key = PrefillKey(heads.group, heads.num_kv_heads, heads.head_dim, shape.itemsize)
-    config = choose_prefill(key, CHUNK_TOKENS, shape.page_size)
+    config = choose_prefill(key, CHUNK_TOKENS, shape.page_size, CONTEXT_TOKENS // shape.page_size)
     head_bytes = shape.page_bytes // heads.num_kv_heads // shape.page_size
     block_bytes = config.key_tokens * config.kv_heads * head_bytes
     if heads.head_dim == LANES:

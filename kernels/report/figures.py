@@ -2,7 +2,8 @@
 
 Issue time is the number of bundles, all branches of a loop's trip counted, over the clock; memory time is the bytes
 that have to move over the bandwidth of HBM. Where issue time is the smaller one, the memory is the limit. Neither
-knows of waits. A loop nested in a trip counts once: the kernels have such loops for rare work only.
+knows of waits. A loop nested in a trip counts once, for the kernels have such loops for rare work only; where one has
+more trips, its program says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ CHUNK_TOKENS = 2048
 """New tokens of the chunk that prefill's figures are about."""
 SCORE_TILE = 8 * 128
 """Scores of one vector register."""
+
+MANY_STORES = 16
+"""Vector stores of a loop that lays out queries or results; a loop with fewer clears single rows, if ever."""
 
 
 class LoopFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +151,8 @@ class PrefillProgram(NamedTuple):
     """Whether blocks that need a mask have a loop of their own."""
     work: Callable[[int], PrefillWork]
     """The trips of a chunk that ends a context of so many tokens."""
+    pieces: int = 1
+    """Trips of the loops outside the block loops that lay out queries and results."""
 
 
 def loop_figures(schedule: Schedule, loop: Loop, pages: int) -> LoopFigures:
@@ -190,6 +196,18 @@ def outside_bundles(schedule: Schedule, blocks: Sequence[Loop], visits: int) -> 
     return shared / visits + total - shared
 
 
+def layout_bundles(schedule: Schedule, blocks: Sequence[Loop]) -> int:
+    """Bundles of one trip of the loops around the block loops, and beside them, that store many vectors."""
+    outermost = next(loop for loop in schedule.loops if all(loop.contains(block) for block in blocks))
+    return sum(
+        loop.whole.bundles
+        for loop in schedule.loops
+        if outermost.contains(loop)
+        and not any(loop == block or loop.contains(block) or block.contains(loop) for block in blocks)
+        and loop.own.slot_cycles.get("VSTORE", 0) >= MANY_STORES
+    )
+
+
 def decode_figures(schedule: Schedule, program: DecodeProgram, chip: Chip, contexts: Sequence[int]) -> DecodeFigures:
     """Figures of a decode kernel, per sequence."""
     block_loop = max(multiplying_loops(schedule), key=lambda loop: loop.own.vmatmuls)
@@ -227,7 +245,7 @@ def prefill_figures(schedule: Schedule, program: PrefillProgram, chip: Chip, con
         masked_step_bundles=step_bundles,
         bundles_per_score_tile=unmasked.bundles * SCORE_TILE / program.scores,
         flop_per_s=4 * program.scores * program.head_dim / chip.issue_s(unmasked.bundles),
-        outside_bundles=outside_bundles(schedule, blocks, 1),
+        outside_bundles=outside_bundles(schedule, blocks, 1) + (program.pieces - 1) * layout_bundles(schedule, blocks),
         rows=(),
     )
     rows = tuple(_prefill_row(figures, program, chip, context) for context in contexts)

@@ -2,7 +2,7 @@
 
 `paged_decode`: a grid of steps of `rows_per_step` sequences, a loop over these, a loop over blocks of pages.
 `chunked_prefill`: a loop over query blocks (passes over the kv heads one after the other), in it a loop over masked
-blocks of keys, each in steps, and one over unmasked blocks.
+blocks of keys, each in steps, and one over unmasked blocks; beside them loops that lay out queries and results.
 `kv_write`: a loop over spans of pages that are filled whole, and one over batches of groups of rows that are not; a
 full batch is read and changed in loops that are unrolled.
 `gather_pages`, `scatter_pages`: a loop over pages that starts the copies of all layers.
@@ -10,7 +10,7 @@ full batch is read and changed in loops that are unrolled.
 
 from collections.abc import Iterator
 
-from kernels.chunked_prefill.tpu import KEY_STEP
+from kernels.chunked_prefill.tpu import KEY_STEP, piece_tokens
 from kernels.chunked_prefill.tuning import PrefillConfig, PrefillKey
 from kernels.chunked_prefill.tuning import choose as choose_prefill
 from kernels.compile.cases import (
@@ -51,9 +51,8 @@ def decode_program(shape: Shape) -> DecodeProgram:
 def prefill_program(shape: Shape) -> PrefillProgram:
     """How to read the prefill kernel's schedule at the config that it takes itself."""
     heads = shape.heads
-    config = choose_prefill(
-        PrefillKey(heads.group, heads.num_kv_heads, heads.head_dim, shape.itemsize), CHUNK_TOKENS, shape.page_size
-    )
+    key = PrefillKey(heads.group, heads.num_kv_heads, heads.head_dim, shape.itemsize)
+    config = choose_prefill(key, CHUNK_TOKENS, shape.page_size, CONTEXT_TOKENS // shape.page_size)
     num_parts = heads.num_kv_heads // config.kv_heads
     block_pages = config.key_tokens // shape.page_size
 
@@ -71,6 +70,7 @@ def prefill_program(shape: Shape) -> PrefillProgram:
         head_dim=heads.head_dim,
         masks_apart=True,
         work=work,
+        pieces=config.query_tokens // piece_tokens(config.query_tokens, heads.group),
     )
 
 

@@ -107,6 +107,22 @@ def test_prefill_tells_masked_blocks_from_unmasked_ones() -> None:
     assert row.memory_s == pytest.approx(15 * (1 << 19) / 1e12)
 
 
+def test_loops_that_lay_out_queries_and_results_count_all_their_trips() -> None:
+    stores = Content(bundles=100, slot_cycles={"VSTORE": 60})
+    lay_out = msgspec.structs.replace(loop(20, 120, 2, own=100), own=stores, whole=stores)
+    clear = msgspec.structs.replace(loop(5, 15, 2, own=10), own=Content(bundles=10, slot_cycles={"VSTORE": 2}))
+    outer, masked, unmasked = (
+        loop(0, 900, 1, own=100),
+        loop(150, 400, 2, own=250, vmatmuls=8),
+        loop(400, 800, 2, own=400, vmatmuls=9),
+    )
+    planted = schedule(outer, clear, lay_out, masked, unmasked)
+    once = prefill_figures(planted, prefill_program(True), CHIP, (2048,))
+    thrice = prefill_figures(planted, prefill_program(True)._replace(pieces=3), CHIP, (2048,))
+    assert once.outside_bundles == 900 - 250 - 400
+    assert thrice.outside_bundles == once.outside_bundles + 2 * 100
+
+
 def test_a_masked_loop_need_not_have_steps_and_need_not_be_there() -> None:
     outer, first, second = (
         loop(0, 900, 1, own=100),
