@@ -7,7 +7,8 @@ The work is a list of *query blocks*, each at most `query_tokens` tokens of one 
 A query block takes the blocks of `key_tokens` keys in two loops:
 
 * The *masked* ones first: those on the causal diagonal, at the ragged end and at the window's lower edge, with the
-  usual online softmax (Milakov and Gimelshein, 2018). They leave in `peak` the highest score that each row has seen.
+  usual online softmax (Milakov and Gimelshein, 2018). They leave in `peak` the highest score that each row has seen,
+  its own key's at least.
 * The *unmasked* ones, the bulk of a long context, keep that peak as the softmax's reference. Softmax does not depend on
   it, so a score needs no maximum, no reduction and no rescaling on its way from one matrix product to the other, and
   never goes to memory. What could go wrong is overflow, where a row's later weights are 2 ** 64 times those of its
@@ -34,6 +35,7 @@ from kernels.kv_pool import PoolDims, pool_dims
 from kernels.softmax import MASKED
 
 LANES = 128
+LANE_BITS = 7
 ROW_CHUNK = 512
 """Rows whose scores are computed together: one stream through the matrix unit against the same keys."""
 NATIVE_ROWS = 8
@@ -251,7 +253,7 @@ def prefill_kernel(
         before_tokens = (slice(None),) * (1 if pool.side_by_side else 2)
         for j in range(pages_per_block):
             column = jnp.clip(source.block * pages_per_block + j, source.first_column, source.last_column)
-            page = rows[source.row_slot, lax.div(column, LANES), lax.rem(column, LANES)]
+            page = rows[source.row_slot, column >> LANE_BITS, column & (LANES - 1)]
             target = kv.at[(slot, *before_tokens, pl.ds(j * page_size, page_size))]
             pltpu.make_async_copy(kv_hbm.at[page, heads], target, kv_sems.at[slot]).start()
 
