@@ -260,6 +260,7 @@ def sample_cases() -> list[Case]:
     r1, llama = MODELS["deepseek-r1-distill-qwen-1.5b"], MODELS["llama-3.1-8b"]
     small, large = (next(heads for heads in EXTRA_HEADS if heads.head_dim == size) for size in (64, 256))
     narrow, wide, float32 = Shape("", r1, 128), Shape("", llama, 16), Shape("", r1, 128, "float32")
+    one_layer = Shape("", Heads(1, 16, 1, 128), 16)
     side_by_side = Shape("", small, 64, sliding_window=4096, soft_cap=50.0)
     return [
         *map(decode_case, (narrow, wide, side_by_side, float32, Shape("", large, 256))),
@@ -267,5 +268,5 @@ def sample_cases() -> list[Case]:
         *(write_case(shape, DECODE_BATCH) for shape in (side_by_side, float32)),
         write_case(narrow, CHUNK_TOKENS),
         *map(gather_case, (narrow, side_by_side)),
-        *map(scatter_case, (narrow, side_by_side)),
+        *map(scatter_case, (narrow, side_by_side, one_layer)),
     ]

@@ -47,7 +47,7 @@ def gather_pages(pools: Sequence[jax.Array], page_ids: jax.Array, *, implementat
     gathered: jax.Array = pl.pallas_call(
         kernel,
         out_shape=_struct((num_layers, num_entries, *pools[0].shape[1:]), pools[0].dtype),
-        grid_spec=_grid_spec(1, num_layers, 1),
+        grid_spec=_grid_spec(1, num_layers, None),
         compiler_params=_compiler_params(),
         interpret=interpret_mode(implementation),
         name="gather_pages",
@@ -136,13 +136,14 @@ def _struct(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
     return made
 
 
-def _grid_spec(num_scalars: int, num_inputs: int, num_outputs: int) -> pltpu.PrefetchScalarGridSpec:
+def _grid_spec(num_scalars: int, num_inputs: int, num_outputs: int | None) -> pltpu.PrefetchScalarGridSpec:
+    """Everything stays in HBM. `num_outputs` None is one array, a number a list of so many, also of one."""
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     return pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=num_scalars,
         grid=(1,),
         in_specs=[anywhere] * num_inputs,
-        out_specs=anywhere if num_outputs == 1 else [anywhere] * num_outputs,
+        out_specs=anywhere if num_outputs is None else [anywhere] * num_outputs,
         scratch_shapes=[pltpu.SemaphoreType.DMA((PAGES_IN_FLIGHT,))],
     )
 
