@@ -3,6 +3,7 @@
 #   make up ARGS="--port 9000"   with flags of `runtime up`      make check   format, lint, types
 #   make up EXTRAS=tpu           with the TPU build of jax       make clean   remove what was made here
 #   make compile ARGS="..."      runtime compile: a topology's programs for a TPU that need not be there
+#   make kernels                 compile every kernel for every TPU, without one; ARGS="--op kv_write" does a part
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,6 +12,7 @@ EXTRAS ?=
 ARGS ?=
 # Processes that share the tests, file by file; WORKERS=0 runs them in one, as a debugger needs it.
 WORKERS ?= 2
+TARGETS := v5e v6e tpu7x
 
 # The first interpreter that runs and is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13; do \
@@ -20,7 +22,7 @@ comma := ,
 SERVE := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 DEVELOP := $(VENV)/.installed-test
 
-.PHONY: up compile test check format clean
+.PHONY: up compile kernels test check format clean
 
 up: $(SERVE)
 	@exec $(BIN)/runtime up $(ARGS)
@@ -40,6 +42,12 @@ check: $(DEVELOP)
 format: $(DEVELOP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# A process of its own for each target: the compiler reads the chip from the environment when it starts.
+kernels: $(DEVELOP)
+	@failed=; for target in $(TARGETS); do \
+		$(BIN)/python -m kernels.compile --target $$target $(ARGS) || failed="$$failed $$target"; \
+	done; test -z "$$failed" || { echo "make kernels: failed for$$failed" >&2; exit 1; }
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer; say which with PYTHON=..." >&2; exit 2; }

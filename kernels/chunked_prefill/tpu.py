@@ -148,6 +148,12 @@ class Attempt(NamedTuple):
     is_done: jax.Array
 
 
+def piece_tokens(query_tokens: int, group: int) -> int:
+    """Tokens whose queries or results are laid out anew at a time; divides `query_tokens`."""
+    fitting = [size for size in (32, 64, 128, 256, 512) if size * group <= PREPARED_ROWS]
+    return max([16, *(size for size in fitting if query_tokens % size == 0)])
+
+
 def chunks(total: int, size: int) -> list[tuple[int, int]]:
     """(start, length) of pieces of at most `size`."""
     return [(start, min(size, total - start)) for start in range(0, total, size)]
@@ -191,8 +197,7 @@ def prefill_kernel(
     num_rows = config.query_tokens * group
     pages_per_block = key_tokens // page_size
     key_step = min(KEY_STEP, key_tokens)
-    pieces = [size for size in (32, 64, 128, 256, 512) if size * group <= PREPARED_ROWS]
-    prepared_tokens = max([16, *(size for size in pieces if config.query_tokens % size == 0)])
+    prepared_tokens = piece_tokens(config.query_tokens, group)
     num_live = cu_q_lens[layout.num_sequences]
     precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 
