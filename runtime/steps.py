@@ -12,6 +12,7 @@ On a slice of several devices activations are on all of them. Attention runs on 
 split (`runtime.models.sharding`), and XLA sums the partial products; logits are collected before they are sampled.
 """
 
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -313,7 +314,10 @@ def attend_per_head(where: AttentionInputs, scale: float, attention: AttentionOp
         def on_heads(
             kv: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, where: AttentionInputs
         ) -> tuple[jax.Array, jax.Array]:
-            return _attend(kv, q, k, v, where, scale, attention, window)
+            pair: tuple[jax.Array, jax.Array] = _attend(
+                kv, q, k, v, where, scale=scale, attention=attention, window=window
+            )
+            return pair
 
         if mesh is None:
             return on_heads(kv, q, k, v, where)
@@ -326,16 +330,21 @@ def attend_per_head(where: AttentionInputs, scale: float, attention: AttentionOp
     return attend
 
 
+@functools.partial(jax.jit, static_argnames=("scale", "attention", "window"))
 def _attend(
     kv: jax.Array,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     where: AttentionInputs,
+    *,
     scale: float,
     attention: AttentionOps,
     window: int | None,
 ) -> tuple[jax.Array, jax.Array]:
+    """One layer's write and attention. A function of its own to jax, so that it is traced and lowered once for all
+    layers that look alike; XLA inlines it.
+    """
     kv = attention.write(kv, k, v, where.slots)
     num_decode = 0 if where.decode_lens is None else where.decode_lens.shape[0]
     num_tokens = q.shape[0] - num_decode
