@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
+from kernels.implementations import Implementation
 from runtime.engine import EngineSpec, PrefillSegment, RowState, Sampled, Step
 from runtime.jax_engine import JaxEngine
 from runtime.kv_cache import pool_shape
@@ -67,6 +68,7 @@ def make_engine(
     *,
     model: ModelConfig = MODEL,
     tp: int = 1,
+    kernels: Implementation = "xla",
     chunk_heads: int | None = None,
     **sizes: int,
 ) -> JaxEngine:
@@ -74,7 +76,7 @@ def make_engine(
     devices = jax.devices()[device : device + tp]
     spec = msgspec.structs.replace(SPEC, **sizes)
     params = split_params(random_params(model), model, Placement(devices))
-    return JaxEngine(model, params, spec, role=role, devices=devices, chunk_heads=chunk_heads)
+    return JaxEngine(model, params, spec, role=role, devices=devices, kernels=kernels, chunk_heads=chunk_heads)
 
 
 def split_params(params: Params, model: ModelConfig, placement: Placement) -> Params:
@@ -140,12 +142,17 @@ def row_state(
 
 
 def segment(
-    prompt: tuple[int, ...], pages: Sequence[int], start: int = 0, end: int | None = None, rows: tuple[int, ...] = ()
+    prompt: tuple[int, ...],
+    pages: Sequence[int],
+    start: int = 0,
+    end: int | None = None,
+    rows: tuple[int, ...] = (),
+    page_size: int = PAGE,
 ) -> PrefillSegment:
     """Tokens start..end-1 of a prompt, with the pages that they need."""
     tokens = prompt[start:end]
     return PrefillSegment(
-        tokens=tokens, start=start, pages=tuple(pages)[: -(-(start + len(tokens)) // PAGE)], sample_rows=rows
+        tokens=tokens, start=start, pages=tuple(pages)[: -(-(start + len(tokens)) // page_size)], sample_rows=rows
     )
 
 
