@@ -136,7 +136,7 @@ class Attempt:
             chunk = decode_chunk(payload)
         except msgspec.DecodeError:
             return self.end("failed", f"malformed chunk: {short_text(payload, 80)}", at_s)
-        if chunk.error is not None and bytes(chunk.error) != b"null":
+        if chunk.error is not None:
             return self.end("failed", f"error in the stream: {error_message(payload)}", at_s)
         if chunk.usage is not None:
             self._usage = chunk.usage

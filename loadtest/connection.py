@@ -16,6 +16,7 @@ import msgspec
 from loadtest.errors import UsageError
 
 CONNECT_TIMEOUT_S = 10.0
+_CLOSED = "the server closed the connection"
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -110,11 +111,15 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """asyncio's. An answer without a length ends here."""
-        self.data_received(b"")
+        try:
+            self._http.receive_data(b"")
+            self._tell_events(self._loop.time())
+        except h11.RemoteProtocolError:
+            self._lose(_CLOSED)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's."""
-        self._lose(f"connection lost: {exc}" if exc else "the server closed the connection")
+        self._lose(f"connection lost: {exc}" if exc else _CLOSED)
 
     def _tell_events(self, at_s: float) -> None:
         while (listener := self._listener) is not None:
@@ -129,7 +134,7 @@ class Connection(asyncio.Protocol):
                 self._listener = None
                 listener.on_end(at_s)
             elif isinstance(event, h11.ConnectionClosed):
-                self._lose("the server closed the connection")
+                self._lose(_CLOSED)
             elif event in (h11.NEED_DATA, h11.PAUSED):
                 return
 

@@ -109,6 +109,7 @@ class Session:
         try:
             await phase.run()
         finally:
+            gc.unfreeze()
             if watcher is not None:
                 watcher.cancel()
                 await asyncio.wait((watcher,))

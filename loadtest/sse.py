@@ -4,6 +4,8 @@ A chunk carries a token when it has text, reasoning or a tool call. The role-onl
 none, and taking it for the first token would hide the whole prefill.
 """
 
+from typing import Any
+
 import msgspec
 
 DONE = b"[DONE]"
@@ -44,7 +46,7 @@ class StreamChunk(msgspec.Struct):
 
     choices: list[Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
     @property
     def finish_reason(self) -> str | None:
