@@ -12,7 +12,8 @@ loadtest: measures any OpenAI-compatible server over HTTP
 
 usage: loadtest COMMAND [FLAGS]
 
-  run URL   send a load, show it live, judge it by service level objectives, and keep every request's record
+  run URL     send a load, show it live, judge it by service level objectives, and keep every request's record
+  sweep URL   find the highest rate at which enough requests are inside the objectives
 
 `loadtest COMMAND --help` lists a command's flags with their units and defaults.
 """
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"run": _run}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"run": _run, "sweep": _sweep}
     if name not in commands:
         raise UsageError(f"unknown command {name!r}; allowed: {', '.join(commands)}")
     return commands[name]
@@ -46,3 +47,9 @@ def _run(argv: Sequence[str]) -> int:
     from loadtest.run import run
 
     return run(argv)
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    from loadtest.sweep import sweep
+
+    return sweep(argv)

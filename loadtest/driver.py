@@ -7,7 +7,7 @@ see. A closed loop keeps so many requests on their way, and sends one when anoth
 import asyncio
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -40,8 +40,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Phase:
     """One pass over the requests. `records` and `client.in_flight` can be watched while it runs."""
 
-    def __init__(self, client: Client, requests: Sequence[Prepared], plan: Plan) -> None:
-        self.client, self.plan = client, plan
+    def __init__(
+        self,
+        client: Client,
+        requests: Sequence[Prepared],
+        plan: Plan,
+        stop_if: Callable[[Record], str | None] | None = None,
+    ) -> None:
+        """`stop_if` is asked after every record for a reason to stop."""
+        self.client, self.plan, self._stop_if = client, plan, stop_if
         self.records = list[Record]()
         self.tick_lags_s = list[float]()
         self.stopped: str | None = None
@@ -104,6 +111,8 @@ class Phase:
         self._num_refused = self._num_refused + 1 if is_refused else 0
         if self._num_refused >= MAX_REFUSED:
             self.stop(f"the server is gone: {record.error}")
+        if self._stop_if is not None and (reason := self._stop_if(record)) is not None:
+            self.stop(reason)
 
     async def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         """Measures how late this process wakes up, which shows a busy client in a closed loop too."""

@@ -73,8 +73,8 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"--out {str(path)!r}: allowed: a file in a folder that exists and can be written to")
 
 
-def save(result: Result, path: Path) -> None:
+def save(values: dict[str, Any], path: Path) -> None:
     """Writes the file as a whole: a reader sees the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(msgspec.json.encode(to_json(result)) + b"\n")
+    partial.write_bytes(msgspec.json.encode(values) + b"\n")
     partial.replace(path)

@@ -13,7 +13,7 @@ from loadtest.driver import Phase
 from loadtest.environment import read_environment
 from loadtest.flags import Parser, add_arrival_flags, add_load_flags, add_slo_flag
 from loadtest.metrics import measure
-from loadtest.results import Result, check_writable, save
+from loadtest.results import Result, check_writable, save, to_json
 from loadtest.session import Bench, Session, Workload, all_failed, raise_file_limit, refuse_empty
 from loadtest.settings import LoadSettings
 from loadtest.slo import Objective, parse_slo
@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
         stopped=measured.stopped,
         warnings=tuple(find_warnings(metrics, bench.dataset.num_repeated)),
     )
-    save(result, path)
+    save(to_json(result), path)
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_summary(result, console)
     console.print(f"saved {path}", markup=False, highlight=False, soft_wrap=True)

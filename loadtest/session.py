@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import msgspec
@@ -17,6 +17,7 @@ from loadtest.datasets import Dataset, api_of
 from loadtest.driver import Phase, Plan
 from loadtest.errors import UsageError
 from loadtest.live import watch
+from loadtest.record import Record
 from loadtest.request import Request
 from loadtest.server import inspect
 from loadtest.settings import LoadSettings
@@ -97,9 +98,9 @@ class Session:
         for number in SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(number)
 
-    async def run(self, workload: Workload, name: str) -> Phase:
+    async def run(self, workload: Workload, name: str, stop_if: Callable[[Record], str | None] | None = None) -> Phase:
         """A finished phase. After a signal nothing more is sent."""
-        phase = self._phase = Phase(self._client, workload.requests, workload.plan)
+        phase = self._phase = Phase(self._client, workload.requests, workload.plan, stop_if)
         if self.exit_code is not None:
             phase.stop("interrupted")
             return phase
