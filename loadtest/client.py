@@ -12,9 +12,8 @@ import msgspec
 from loadtest.attempt import Attempt, Limits, Prepared
 from loadtest.connection import CONNECT_TIMEOUT_S, Address, Connection, Pool
 from loadtest.record import Record
-from loadtest.request import Request
+from loadtest.request import Api, Request
 
-Api = Literal["completions", "chat"]
 UsageMode = Literal["final", "each", "none"]
 
 

@@ -1,6 +1,11 @@
 """One request as a data set describes it, before it has a model, an address or a time."""
 
+from typing import Literal
+
 import msgspec
+
+Api = Literal["completions", "chat"]
+"""The two routes that stream text."""
 
 
 class Message(msgspec.Struct, frozen=True):

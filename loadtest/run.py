@@ -14,7 +14,7 @@ from loadtest.environment import read_environment
 from loadtest.flags import Parser, add_arrival_flags, add_load_flags, add_slo_flag
 from loadtest.metrics import measure
 from loadtest.results import Result, check_writable, save, to_json
-from loadtest.session import Bench, Session, Workload, all_failed, raise_file_limit, refuse_empty
+from loadtest.session import Session, Workload, all_failed, open_bench, raise_file_limit, refuse_empty
 from loadtest.settings import LoadSettings
 from loadtest.slo import Objective, parse_slo
 from loadtest.statistics import Summary
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     path = out or Path(f"loadtest-{datetime.now():%Y%m%d-%H%M%S}.json")
     check_writable(path)
     environment = read_environment(["run", *argv])
-    bench = Bench(settings)
+    bench = open_bench(settings)
     warmup, load = bench.warmup(), bench.load()
     refuse_empty(load)
     raise_file_limit()

@@ -5,6 +5,7 @@ import gc
 import signal
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -36,21 +37,12 @@ class Workload(msgspec.Struct, frozen=True):
 class Bench:
     """What stays the same between the phases of a command: the server, the model and the data."""
 
-    def __init__(self, settings: LoadSettings) -> None:
-        """Asks the server and reads the data. Raises UsageError."""
-        settings.check()
-        address = parse_address(settings.url)
-        self._settings = settings
-        self.dataset = Dataset(settings.data, settings.shape(), str(settings.seed))
-        probe = Dataset(settings.data, settings.shape(), str(settings.seed)).take(1)
-        api = api_of(probe, settings.api)
-        model, self.server = inspect(address, settings.api_key, settings.model)
-        self.server |= {"model": model, "api": api}
-        self.target: Target = settings.target(address, model, "chat" if api == "chat" else "completions")
+    def __init__(self, settings: LoadSettings, dataset: Dataset, target: Target, server: dict[str, Any]) -> None:
+        self._settings, self.dataset, self.target, self.server = settings, dataset, target, server
 
-    def warmup(self) -> Workload:
+    def warmup(self, count: int | None = None) -> Workload:
         """Requests of their own, as many at a time as there are, up to a closed loop's concurrency."""
-        requests = self.dataset.take(self._settings.warmup)
+        requests = self.dataset.take(self._settings.warmup if count is None else count)
         return self._workload(requests, Plan(concurrency=self._settings.kept_busy))
 
     def load(self, rate: float | None = None, count: int | None = None, seed: int | None = None) -> Workload:
@@ -75,6 +67,16 @@ class Bench:
 
     def _workload(self, requests: Sequence[Request], plan: Plan) -> Workload:
         return Workload(tuple(prepare(self.target, request) for request in requests), plan)
+
+
+def open_bench(settings: LoadSettings) -> Bench:
+    """Reads the data and asks the server. Raises UsageError."""
+    settings.check()
+    address = parse_address(settings.url)
+    dataset = Dataset(settings.data, settings.shape(), str(settings.seed))
+    api = api_of(dataset.first, settings.api)
+    model, server = inspect(address, settings.api_key, settings.model)
+    return Bench(settings, dataset, settings.target(address, model, api), server | {"model": model, "api": api})
 
 
 class Session:

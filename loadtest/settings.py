@@ -7,10 +7,11 @@ import msgspec
 
 from loadtest.arrivals import Arrivals, Ramp, Steady, Trace
 from loadtest.attempt import Limits
-from loadtest.client import Api, Target, UsageMode
+from loadtest.client import Target, UsageMode
 from loadtest.connection import Address
 from loadtest.datasets.shape import HIGHEST_TOKEN, LOWEST_TOKEN, Shape
 from loadtest.errors import UsageError
+from loadtest.request import Api
 
 DEFAULT_CONCURRENCY = 8
 CLOSED_COUNT = 5000

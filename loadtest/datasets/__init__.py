@@ -4,7 +4,7 @@ A data set is named `random`, `prefix`, or `FORMAT:FILE`. It is made once, befor
 same flags always send the same prompts in the same order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from loadtest.datasets.files import read_jsonl, read_sharegpt
@@ -12,7 +12,7 @@ from loadtest.datasets.shape import Shape
 from loadtest.datasets.synthetic import random_requests, shared_prefixes
 from loadtest.datasets.trace import read_mooncake
 from loadtest.errors import UsageError
-from loadtest.request import Request
+from loadtest.request import Api, Request
 
 _DRAWN: dict[str, Callable[[Shape, int, str], list[Request]]] = {"random": random_requests, "prefix": shared_prefixes}
 _READ: dict[str, Callable[[Path, Shape, str], list[Request]]] = {
@@ -42,6 +42,11 @@ class Dataset:
         return len(self._file) or DEFAULT_COUNT
 
     @property
+    def first(self) -> Request:
+        """What the others are like; not taken."""
+        return self._draw(self._shape, 1, self._seed)[0] if self._draw is not None else self._file[0]
+
+    @property
     def num_repeated(self) -> int:
         """How many requests were taken a second time because the file was used up."""
         return max(0, self._next - len(self._file)) if self._file else 0
@@ -54,12 +59,10 @@ class Dataset:
         return [self._file[index % len(self._file)] for index in range(first, self._next)]
 
 
-def api_of(requests: Sequence[Request], asked: str | None) -> str:
-    """`completions` or `chat`: what was asked for, or what fits the requests. Raises UsageError if it does not fit."""
-    has_ids = any(isinstance(request.prompt, tuple) for request in requests)
-    has_chats = any(request.messages is not None for request in requests)
-    if asked == "chat" and has_ids:
+def api_of(request: Request, asked: Api | None) -> Api:
+    """What was asked for, or what fits a data set whose requests are like this one. Raises UsageError."""
+    if asked == "chat" and isinstance(request.prompt, tuple):
         raise UsageError("--api chat: this data set's prompts are token ids; allowed: completions")
-    if asked == "completions" and has_chats:
+    if asked == "completions" and request.messages is not None:
         raise UsageError("--api completions: this data set holds chats; allowed: chat")
-    return asked or ("chat" if has_chats else "completions")
+    return asked or ("chat" if request.messages is not None else "completions")

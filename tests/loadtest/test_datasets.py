@@ -69,11 +69,11 @@ def test_jsonl_of_prompts_and_of_chats(tmp_path: Path) -> None:
     assert three.max_tokens == 6
     chats = Dataset(f"jsonl:{write(tmp_path / 'chats.jsonl', {'messages': chat})}", Shape(), "0").take(1)
     assert chats[0].messages == (Message("system", "be brief"), Message("user", "hi"))
-    assert (api_of(chats, None), api_of([one], None), api_of([one], "chat")) == ("chat", "completions", "chat")
+    assert (api_of(chats[0], None), api_of(one, None), api_of(one, "chat")) == ("chat", "completions", "chat")
     with pytest.raises(UsageError, match="--api completions"):
-        api_of(chats, "completions")
+        api_of(chats[0], "completions")
     with pytest.raises(UsageError, match="--api chat"):
-        api_of([two], "chat")
+        api_of(two, "chat")
 
 
 def test_a_file_begins_again_when_it_is_used_up(tmp_path: Path) -> None:
