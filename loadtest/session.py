@@ -42,7 +42,7 @@ class Bench:
 
     def warmup(self, count: int | None = None) -> Workload:
         """Requests of their own, as many at a time as there are, up to a closed loop's concurrency."""
-        requests = self.dataset.take(self._settings.warmup if count is None else count)
+        requests = self.dataset.warmup(self._settings.warmup if count is None else count)
         return self._workload(requests, Plan(concurrency=self._settings.kept_busy))
 
     def load(self, rate: float | None = None, count: int | None = None, seed: int | None = None) -> Workload:

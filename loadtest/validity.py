@@ -41,6 +41,6 @@ def find_warnings(metrics: Metrics, num_repeated: int) -> list[str]:
         "(--usage each tells them apart)": metrics.usage_unequal,
         "prompts had another length on the server than the data set says": metrics.prompt_unequal,
         "answers had another length than was asked for: the server may not know ignore_eos": metrics.output_unequal,
-        "requests repeat earlier ones, the data set being used up: a prefix cache will have seen them": num_repeated,
+        "requests repeat earlier ones or the warm-up, the file being used up; a prefix cache saw them": num_repeated,
     }
     return [f"{count} {what}" for what, count in counted.items() if count]

@@ -34,7 +34,7 @@ class Dataset:
             raise UsageError(f"--data {name!r}: allowed: {ALLOWED}")
         self._draw, self._shape, self._seed = _DRAWN.get(kind), shape, seed
         self._file = _READ[kind](Path(path), shape, seed) if colon else []
-        self._next = 0
+        self._next = self._num_warmup = 0
 
     @property
     def default_count(self) -> int:
@@ -48,8 +48,15 @@ class Dataset:
 
     @property
     def num_repeated(self) -> int:
-        """How many requests were taken a second time because the file was used up."""
-        return max(0, self._next - len(self._file)) if self._file else 0
+        """How many requests were taken a second time because the file was used up, its warm-up included."""
+        return max(0, self._next + self._num_warmup - len(self._file)) if self._file else 0
+
+    def warmup(self, count: int) -> list[Request]:
+        """Requests to send before: freshly drawn, or a file's last lines, so that it is still read from its start."""
+        if self._draw is not None:
+            return self.take(count)
+        self._num_warmup = min(count, len(self._file))
+        return [self._file[-1 - index % len(self._file)] for index in range(count)]
 
     def take(self, count: int) -> list[Request]:
         """The next requests: freshly drawn, or the file's next lines, from its start again when it is used up."""

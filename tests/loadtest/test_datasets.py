@@ -79,9 +79,10 @@ def test_jsonl_of_prompts_and_of_chats(tmp_path: Path) -> None:
 def test_a_file_begins_again_when_it_is_used_up(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"})
     dataset = Dataset(f"jsonl:{path}", Shape(), "0")
+    assert [request.prompt for request in dataset.warmup(1)] == ["c"]
     assert (dataset.default_count, [request.prompt for request in dataset.take(2)]) == (3, ["a", "b"])
     assert dataset.num_repeated == 0
-    assert ([request.prompt for request in dataset.take(3)], dataset.num_repeated) == (["c", "a", "b"], 2)
+    assert ([request.prompt for request in dataset.take(3)], dataset.num_repeated) == (["c", "a", "b"], 3)
 
 
 def test_sharegpt_takes_the_first_thing_that_a_person_says(tmp_path: Path) -> None:
