@@ -7,7 +7,7 @@ lag at a few hundred requests per second. Knows nothing about events or tokens.
 
 import asyncio
 import ssl
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import h11
@@ -102,8 +102,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """asyncio's. What was read is used up before anybody reads again."""
