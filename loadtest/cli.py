@@ -12,8 +12,9 @@ loadtest: measures any OpenAI-compatible server over HTTP
 
 usage: loadtest COMMAND [FLAGS]
 
-  run URL     send a load, show it live, judge it by service level objectives, and keep every request's record
-  sweep URL   find the highest rate at which enough requests are inside the objectives
+  run URL         send a load, show it live, judge it by service level objectives, and keep every request's record
+  sweep URL       find the highest rate at which enough requests are inside the objectives
+  report FILE...  make one HTML page of saved runs and sweeps, overlaid
 
 `loadtest COMMAND --help` lists a command's flags with their units and defaults.
 """
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"run": _run, "sweep": _sweep}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"run": _run, "sweep": _sweep, "report": _report}
     if name not in commands:
         raise UsageError(f"unknown command {name!r}; allowed: {', '.join(commands)}")
     return commands[name]
@@ -53,3 +54,9 @@ def _sweep(argv: Sequence[str]) -> int:
     from loadtest.sweep import sweep
 
     return sweep(argv)
+
+
+def _report(argv: Sequence[str]) -> int:
+    from loadtest.report import report
+
+    return report(argv)
