@@ -58,7 +58,7 @@ class Axis:
         """Round values inside."""
         if self._is_log:
             powers = range(math.floor(math.log10(self._low)), math.ceil(math.log10(self._high)) + 1)
-            steps = (1, 2, 5) if len(powers) <= 3 else (1,)
+            steps = (1, 2, 5) if self._high / self._low <= 300 else (1,)
             return [
                 step * 10**power for power in powers for step in steps if self._low <= step * 10**power <= self._high
             ]

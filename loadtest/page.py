@@ -14,6 +14,7 @@ body { margin: 0 auto; padding: 16px; max-width: 1180px; font: 16px/1.5 system-u
 h1 { font-size: 1.5em; margin: .2em 0 } h2 { font-size: 1.15em; margin: 1.6em 0 .4em }
 figure { margin: 0; min-width: 0 } figcaption { font-weight: 600; margin-bottom: 4px }
 .plots { display: grid; gap: 24px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)) }
+.plots figure:only-child { max-width: 640px }
 svg { width: 100%; height: auto; display: block }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9em }
 th, td { padding: 4px 12px 4px 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap }

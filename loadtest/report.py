@@ -110,13 +110,9 @@ def _run_sections(runs: Sequence[tuple[str, SavedRun]]) -> list[str]:
         bad += [f"{name}: SLO MISSED {one.objective} (measured {one.shown})" for one in run.slo if not one.met]
         sections += [page.paragraph(text, "bad") for text in bad]
         sections += [page.paragraph(f"{name}: {text}", "soft") for text in run.warnings]
-    return [
-        *sections,
-        page.heading("Latency"),
-        _latency_plots(named),
-        page.heading("Over time"),
-        _time_plots(named),
-    ] + [part for name, run in runs for part in _timeline(name, run)]
+    timelines = [drawn for name, run in runs if (drawn := _timeline(name, run)) is not None]
+    sections += [page.heading("Latency"), _latency_plots(named), page.heading("Over time"), _time_plots(named)]
+    return [*sections, page.heading("Request by request"), page.plots(timelines)]
 
 
 def _latency_plots(named: figures.Named) -> str:
@@ -141,14 +137,12 @@ def _time_plots(named: figures.Named) -> str:
     )
 
 
-def _timeline(name: str, run: SavedRun) -> list[str]:
+def _timeline(name: str, run: SavedRun) -> tuple[str, str] | None:
     bars, num_rows = figures.request_bars(run.requests)
-    key = (
-        '<p class="legend key"><span><i class="lag"></i>client\'s lag</span><span><i class="wait"></i>until the first '
-    )
-    key += 'token</span><span><i class="stream"></i>answer</span></p>\n'
-    caption = f"Requests of {name}" + (f", the first {num_rows}" if num_rows < len(run.requests) else "")
-    return [page.heading(caption), key, timeline(bars, num_rows, "s")] if bars else []
+    meanings = {"lag": "client's lag", "wait": "until the first token", "stream": "answer"}
+    keys = [f'<span><i class="{style}"></i>{meaning}</span>' for style, meaning in meanings.items()]
+    drawn = timeline(bars, num_rows, "s") + f'<p class="legend key">{"".join(keys)}</p>'
+    return (name + (f", the first {num_rows}" if num_rows < len(run.requests) else ""), drawn) if bars else None
 
 
 def _sweep_sections(sweeps: Sequence[tuple[str, SavedSweep]]) -> list[str]:

@@ -21,6 +21,7 @@ def test_ticks_are_round_and_inside() -> None:
     assert Axis([0.0, 97.0], 0, 100).ticks() == [0, 20, 40, 60, 80]
     assert Axis([3.0, 4000.0], 0, 100, is_log=True).ticks() == [10, 100, 1000]
     assert Axis([20.0, 90.0], 0, 100, is_log=True).ticks() == [20, 50]
+    assert Axis([9.9, 101.0], 0, 100, is_log=True).ticks() == [10, 20, 50, 100]
     axis = Axis([1.0, 100.0], 10, 110, is_log=True)
     assert [axis.place(value) for value in (0.0, 1.0, 10.0, 100.0)] == [10, 10, pytest.approx(60), 110]
     assert Axis([], 0, 1).ticks()
