@@ -128,11 +128,14 @@ class _Protocol(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._answer(steps))
 
     async def _answer(self, steps: Sequence[Step]) -> None:
+        loop = asyncio.get_running_loop()
+        due_at = loop.time()  # waits add up from here, so that late wake-ups do not
         async with asyncio.timeout(MAX_ANSWER_S):
             for step in steps:
                 match step:
                     case Wait(seconds):
-                        await asyncio.sleep(seconds)
+                        due_at += seconds
+                        await asyncio.sleep(max(0.0, due_at - loop.time()))
                     case Raw(data):
                         self._transport.write(data)
                     case Cut():
