@@ -88,7 +88,7 @@ class Attempt:
     def on_response(self, status: int, content_type: str, at_s: float) -> None:
         """Listener's."""
         self._status, self._first_byte_at, self._heard_at = status, at_s, at_s
-        if status == 200 and not content_type.startswith("text/event-stream"):
+        if status == 200 and not content_type.lower().startswith("text/event-stream"):
             self.end("failed", f"the answer is no stream but {content_type!r}")
 
     def on_body(self, data: bytes, at_s: float) -> None:
