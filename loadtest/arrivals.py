@@ -16,7 +16,7 @@ from loadtest.request import Request
 
 
 class Steady(msgspec.Struct, frozen=True, tag="steady"):
-    """One rate in requests per second. An infinite one sends everything at the start."""
+    """One rate in requests per second."""
 
     rate: float
     burstiness: float = 1.0
@@ -43,8 +43,6 @@ def schedule(arrivals: Arrivals, requests: Sequence[Request], seed: int) -> list
     """One arrival per request, ascending. Raises UsageError when a trace's requests have no timestamps."""
     match arrivals:
         case Steady(rate, burstiness):
-            if math.isinf(rate):
-                return [0.0] * len(requests)
             return [position / rate for position in _positions(len(requests), burstiness, seed)]
         case Ramp(first_rate, last_rate, burstiness):
             positions = _positions(len(requests), burstiness, seed)

@@ -6,11 +6,11 @@ would be schedule lag. Knows nothing about events or tokens.
 """
 
 import asyncio
-import ssl
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import h11
+import httpx
 import msgspec
 
 from loadtest.errors import UsageError
@@ -158,7 +158,7 @@ class Pool:
 
     def __init__(self, address: Address) -> None:
         self._address, self._idle = address, list[Connection]()
-        self._tls = ssl.create_default_context() if address.scheme == "https" else None
+        self._tls = httpx.create_ssl_context() if address.scheme == "https" else None
 
     def take_idle(self) -> Connection | None:
         """One that an earlier request left open."""

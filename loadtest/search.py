@@ -76,8 +76,9 @@ def decide(trials: Sequence[Trial], goal: Goal) -> Next | Finding:
     limit = min((one.rate for one in judged if one.verdict in ("too much", "knee")), default=None)
     stable = [one for one in judged if one.verdict == "stable" and (limit is None or one.rate < limit)]
     best = max(stable, key=lambda one: one.rate, default=None)
-    if any(trial.is_client_late for trial in trials):
-        return Finding("client", best, limit)
+    if trials and trials[-1].is_client_late:
+        num_late = sum(trial.is_client_late for trial in trials if trial.rate == trials[-1].rate)
+        return Finding("client", best, limit) if num_late >= MAX_TRIALS else Next(trials[-1].rate)
     if len(trials) >= goal.max_trials:
         return Finding("out of trials", best, limit)
     undecided = [one.rate for one in judged if one.verdict == "open" and (limit is None or one.rate < limit)]

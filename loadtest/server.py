@@ -18,7 +18,7 @@ def inspect(address: Address, api_key: str | None, model: str | None) -> tuple[s
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     origin = f"{address.scheme}://{address.authority}"
     # No proxy from the environment: the load does not go through one either.
-    with httpx.Client(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
+    with httpx.Client(timeout=TIMEOUT_S, headers=headers, trust_env=False, verify=httpx.create_ssl_context()) as client:
         try:
             response = client.get(f"{origin}{address.path}/v1/models")
         except (httpx.HTTPError, httpx.InvalidURL) as error:

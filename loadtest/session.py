@@ -57,7 +57,7 @@ class Bench:
             requests = requests[: len(arrivals_s)]
         plan = Plan(
             arrivals_s=None if arrivals_s is None else tuple(arrivals_s),
-            concurrency=settings.kept_busy,
+            concurrency=settings.concurrency_of(len(requests)),
             duration_s=duration_s,
             cancel_fraction=settings.cancel,
             cancel_after_s=settings.cancel_after,

@@ -74,6 +74,10 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True):
         """Whether so many requests are kept on their way, instead of sending by a schedule."""
         return self.rate is None and self.ramp is None and self.arrivals != "trace"
 
+    def concurrency_of(self, count: int) -> int:
+        """Of a loop without a schedule: at an infinite rate all are sent at once, each due when it is sent."""
+        return count if self.rate == math.inf else self.kept_busy
+
     @property
     def kept_busy(self) -> int:
         """The concurrency of a closed loop, and of any warm-up."""
@@ -97,7 +101,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True):
             return Trace(self.speed)
         if self.ramp is not None:
             return Ramp(*self.ramp, burstiness)
-        return Steady(self.rate, burstiness) if self.rate is not None else None
+        return Steady(self.rate, burstiness) if self.rate is not None and self.rate < math.inf else None
 
     def shape(self) -> Shape:
         """The lengths of prompts and answers."""

@@ -144,6 +144,9 @@ def sweep(argv: Sequence[str]) -> int:
     )
     console = Console(soft_wrap=True)
     finding = asyncio.run(made.run(session, console))
+    if bench.dataset.num_repeated:
+        note = f"note: {bench.dataset.num_repeated} requests repeat earlier ones; a prefix cache saw them"
+        console.print(note, highlight=False)
     console.print(said := conclusion(finding, made.failure), markup=False, highlight=False)
     values: dict[str, Any] = {
         "format": FORMAT,
