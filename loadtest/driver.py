@@ -16,7 +16,8 @@ from loadtest.client import Client
 from loadtest.record import Record
 
 MAX_REFUSED = 20
-"""So many requests in a row that find no server end a phase: there is nothing left to measure."""
+GONE_S = 5.0
+"""So many requests in a row over so long that find no server end a phase: it does not just start again."""
 
 TICK_S = 0.01
 
@@ -55,6 +56,7 @@ class Phase:
         self.started_at: float | None = None
         self._requests, self._cancelled = requests, plan.cancelled(len(requests))
         self._next = self._num_refused = 0
+        self._refused_since_s = 0.0
         self._pacer: asyncio.Task[None] | None = None
         self._tasks = list[asyncio.Task[None]]()
 
@@ -107,12 +109,18 @@ class Phase:
         cancel_s = self.plan.cancel_after_s if index in self._cancelled else None
         record = await self.client.ask(index, self._requests[index], started_at, due_at, cancel_s)
         self.records.append(record)
-        is_refused = record.error is not None and record.error.startswith("cannot connect")
-        self._num_refused = self._num_refused + 1 if is_refused else 0
-        if self._num_refused >= MAX_REFUSED:
-            self.stop(f"the server is gone: {record.error}")
         if self._stop_if is not None and (reason := self._stop_if(record)) is not None:
             self.stop(reason)
+        self._watch_refusals(record)
+
+    def _watch_refusals(self, record: Record) -> None:
+        if record.error is None or not record.error.startswith("cannot connect"):
+            self._num_refused = 0
+            return
+        self._refused_since_s = record.ended_s if self._num_refused == 0 else self._refused_since_s
+        self._num_refused += 1
+        if self._num_refused >= MAX_REFUSED and record.ended_s - self._refused_since_s >= GONE_S:
+            self.stop(f"the server is gone: {record.error}")
 
     async def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         """Measures how late this process wakes up, which shows a busy client in a closed loop too."""

@@ -1,6 +1,7 @@
 """How every kind of broken answer ends: in a record with its reason, within the limits."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -29,7 +30,7 @@ from tests.loadtest.stub import (
     text_chunk,
     usage_chunk,
 )
-from tests.loadtest.virtual import run_virtual
+from tests.loadtest.virtual import VirtualLoop, run_virtual
 
 
 def ask(steps: Sequence[Step], **options: object) -> Record:
@@ -68,6 +69,18 @@ def test_a_server_that_is_gone_ends_the_run() -> None:
     phase = run_virtual(drive(requests(50), Plan(arrivals_s=tuple(map(float, range(50)))), target()), None)
     assert len(phase.records) == MAX_REFUSED
     assert phase.stopped == "the server is gone: cannot connect: Connection refused"
+
+
+def test_a_server_that_is_starting_again_is_waited_for() -> None:
+    async def restarted() -> Phase:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.call_later(4.0, setattr, loop, "serve", Stub(lambda number, body: answer(body, 0.1, [0.1])))
+        return await drive(requests(200), Plan(arrivals_s=tuple(index / 20 for index in range(200))), target())
+
+    phase = run_virtual(restarted(), None)
+    assert phase.stopped is None
+    assert Counter(record.outcome for record in phase.records) == {"failed": 80, "ok": 120}
 
 
 def test_a_stop_ends_what_is_on_its_way_and_keeps_it() -> None:
