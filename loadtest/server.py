@@ -1,0 +1,51 @@
+"""What is asked of a server before it is measured: that it is there, which models it serves, and its version."""
+
+from typing import Any
+
+import httpx
+
+from loadtest.connection import Address
+from loadtest.errors import UsageError
+
+TIMEOUT_S = 10.0
+
+
+def inspect(address: Address, api_key: str | None, model: str | None) -> tuple[str, dict[str, Any]]:
+    """The model to ask for, and the server's own words about itself. Raises UsageError when it cannot be measured.
+
+    A server without `/v1/models` is taken as it is when the model is named.
+    """
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    origin = f"{address.scheme}://{address.authority}"
+    # No proxy from the environment: the load does not go through one either.
+    with httpx.Client(timeout=TIMEOUT_S, headers=headers, trust_env=False, verify=httpx.create_ssl_context()) as client:
+        try:
+            response = client.get(f"{origin}{address.path}/v1/models")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UsageError(f"{origin}: no server answers there: {error or type(error).__name__}") from None
+        return _choose(response, model, origin), {"url": origin + address.path, "version": _version(client, address)}
+
+
+def _choose(response: httpx.Response, model: str | None, origin: str) -> str:
+    if response.status_code == 401:
+        raise UsageError(f"{origin}: the server wants another --api-key (HTTP 401)")
+    try:
+        served = [str(entry["id"]) for entry in response.json()["data"]] if response.is_success else []
+    except (ValueError, KeyError, TypeError):
+        served = []
+    if model is not None and (not served or model in served):
+        return model
+    if model is not None:
+        raise UsageError(f"--model {model!r}: allowed: what the server serves: {', '.join(served)}")
+    if len(served) != 1:
+        said = f"serves {', '.join(served)}" if served else f"lists no models (HTTP {response.status_code})"
+        raise UsageError(f"--model is needed: {origin} {said}")
+    return served[0]
+
+
+def _version(client: httpx.Client, address: Address) -> str | None:
+    try:
+        response = client.get(f"{address.scheme}://{address.authority}{address.path}/version")
+        return str(response.json()["version"]) if response.is_success else None
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
