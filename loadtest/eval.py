@@ -45,8 +45,11 @@ def evaluate(argv: Sequence[str]) -> int:
     flags, file = setup.flags, AnswerFile(setup.path, setup.settings)
     console = None if flags.quiet else Console(stderr=True, soft_wrap=True)
     evaluation = Evaluation(flags, setup.settings, setup.problems, file, console)
-    with file:
-        signalled = asyncio.run(evaluation.run())
+    try:
+        with file:
+            signalled = asyncio.run(evaluation.run())
+    except OSError as error:  # a disk that is full
+        raise UsageError(f"--output {str(setup.path)!r}: {error.strerror or error}") from None
     if signalled is None and evaluation.failure is None:
         _tell(setup, evaluation, time.monotonic() - started)
         return DONE

@@ -1,5 +1,6 @@
 """`loadtest eval` against a stub: what it asks, counts, saves, goes on from, and one line for every mistake."""
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from loadtest.accuracy.problems import read_problems
 from loadtest.cli import main
@@ -200,6 +202,29 @@ def test_a_broken_server_is_one_line(steps: Sequence[Step], reason: str, capsys:
         assert run(url, "--timeout", "300ms", "--batch", "1") == 1
     shown = capsys.readouterr().err
     assert (reason in shown, "1 of 6 answers" in shown, shown.count("\n")) == (True, True, 1)
+
+
+def test_a_failure_waits_only_so_long_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("problems.jsonl"))
+    monkeypatch.setattr("loadtest.accuracy.asking.DRAIN_S", 0.1)
+    scripts = {"half": [Wait(30)], "same": completion("\\boxed{7}"), "pair": plain(503, {"error": "busy"})}
+    with serving(lambda number, body: scripts[named(body)]) as (url, _):
+        assert run(url, "--batch", "3") == 1
+    assert "test/pair.json: HTTP 503: busy; 1 of 6 answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("is_terminal", "said"), [(True, "of 6 answered"), (False, "of 6 compared")])
+def test_progress_is_shown(is_terminal: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(Path("problems.jsonl"))
+    monkeypatch.setattr("loadtest.accuracy.evaluation.LINE_S", 0.01)
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=is_terminal, width=100)
+    monkeypatch.setattr("loadtest.eval.Console", lambda **options: console)
+    with serving(solve) as (url, _):
+        assert main(["eval", url, "--data", "problems.jsonl", "--output", "out.jsonl"]) == 0
+    assert said in shown.getvalue()
 
 
 MISTAKES = {
