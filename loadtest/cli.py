@@ -14,6 +14,7 @@ usage: loadtest COMMAND [FLAGS]
 
   run URL         send a load, show it live, judge it by service level objectives, and keep every request's record
   sweep URL       find the highest rate at which enough requests are inside the objectives
+  eval URL        ask a server the problems of a file, and print how many it solves
   report FILE...  make one HTML page of saved runs and sweeps, overlaid
 
 `loadtest COMMAND --help` lists a command's flags with their units and defaults.
@@ -38,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"run": _run, "sweep": _sweep, "report": _report}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "run": _run,
+        "sweep": _sweep,
+        "eval": _eval,
+        "report": _report,
+    }
     if name not in commands:
         raise UsageError(f"unknown command {name!r}; allowed: {', '.join(commands)}")
     return commands[name]
@@ -54,6 +60,12 @@ def _sweep(argv: Sequence[str]) -> int:
     from loadtest.sweep import sweep
 
     return sweep(argv)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    from loadtest.eval import evaluate
+
+    return evaluate(argv)
 
 
 def _report(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-PACKAGES = ("runtime", "h11", "httpx", "msgspec", "rich")
+PACKAGES = ("runtime", "h11", "httpx", "math-verify", "msgspec", "rich")
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):

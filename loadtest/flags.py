@@ -95,7 +95,7 @@ def _add_server(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--api-key", metavar="KEY", default=os.environ.get("OPENAI_API_KEY"), help="default: OPENAI_API_KEY's value"
     )
-    group.add_argument("--temperature", type=typed(_non_negative), default=0.0, metavar="T", help="default: 0, greedy")
+    group.add_argument("--temperature", type=typed(non_negative), default=0.0, metavar="T", help="default: 0, greedy")
     group.add_argument(
         "--ignore-eos",
         action=argparse.BooleanOptionalAction,
@@ -161,7 +161,7 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--zipf",
-        type=typed(_non_negative),
+        type=typed(non_negative),
         default=1.0,
         metavar="S",
         help="prefix: weight of group g is g^-S (default: 1; 0 is even)",
@@ -245,7 +245,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _non_negative(text: str) -> float:
+def non_negative(text: str) -> float:
+    """Zero, or a number above it."""
     return 0.0 if text in ("0", "0.0") else _finite(text)
 
 

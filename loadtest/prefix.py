@@ -17,7 +17,9 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
-from loadtest.evaluate import served_model
+from loadtest.connection import parse_address
+from loadtest.errors import UsageError
+from loadtest.server import inspect
 
 LOWEST_TOKEN = 10
 HIGHEST_TOKEN = 250
@@ -127,10 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
     args = parser.parse_args(argv)
     try:
-        model = args.model or served_model(args.url)
+        model = args.model or inspect(parse_address(args.url), None, None)[0]
         lengths = (args.prefix_tokens, args.suffix_tokens)
         cold, warm = asyncio.run(run(args.url, model, lengths, args.repeats, args.seed))
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, UsageError) as error:
         sys.stderr.write(f"{args.url}: {error}\n")
         return 1
     sys.stdout.write(report(cold, warm) + "\n")

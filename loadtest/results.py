@@ -66,11 +66,11 @@ def _arrays(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, flag: str = "--out") -> None:
     """Raises UsageError now, rather than after an hour's run."""
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"--out {str(path)!r}: allowed: a file in a folder that exists and can be written to")
+        raise UsageError(f"{flag} {str(path)!r}: allowed: a file in a folder that exists and can be written to")
 
 
 def save(values: dict[str, Any], path: Path) -> None:

@@ -3,17 +3,19 @@
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from loadtest.cli import main
-from tests.loadtest.stub import answer, serving
+from tests.loadtest.stub import Body, Step, answer, plain, serving
 
 PAGE = Path(__file__).parents[2] / "docs" / "loadtest.md"
 SHORTER = {
     "run": ["--quiet", "--max-lag", "60s", "--warmup", "1", "--requests", "2"],
     "sweep": ["--quiet", "--max-lag", "60s", "--warmup", "1", "--duration", "1s", "--from", "100", "--to", "100"],
+    "eval": ["--quiet", "--limit", "2", "--repeats", "1"],
     "report": [],
 }
 FASTER = ["--rate", "100"]
@@ -26,14 +28,20 @@ def commands() -> list[str]:
 
 def test_the_page_has_commands() -> None:
     assert len(commands()) > 10
-    assert {line.split()[0] for line in commands()} == {"loadtest", "printf"}
+    assert {line.split()[0] for line in commands()} == {"loadtest", "mkdir", "printf"}
+
+
+def reply(number: int, body: Body) -> Sequence[Step]:
+    if body.get("stream"):
+        return answer(body, 0.001, [0.0] * (body["max_tokens"] - 1))
+    return plain(200, {"choices": [{"message": {"content": "\\boxed{0.5}"}, "finish_reason": "stop"}]})
 
 
 def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with serving(lambda number, body: answer(body, 0.001, [0.0] * (body["max_tokens"] - 1))) as (url, _):
+    with serving(reply) as (url, _):
         for line in commands():
-            if line.startswith("printf"):
+            if not line.startswith("loadtest"):
                 subprocess.run(["/bin/sh", "-c", line], check=True, timeout=10)
                 continue
             argv = shlex.split(line.replace("http://127.0.0.1:8000", url))[1:]
