@@ -21,6 +21,7 @@ WHOLE_NUMBERS = """
 """
 VALUES: dict[str, tuple[str, object]] = {
     "dtype": ("float32", "float32"),
+    "attention-backend": ("xla", "xla"),
     "device": ("cpu", "cpu"),
     "topology": ("prefill=1,decode=2", "prefill=1,decode=2"),
     "tp-size": ("1", 1),
@@ -127,6 +128,7 @@ def test_tp_size_is_the_width_of_roles_that_name_none(line: str, topology: str) 
         ("--drain-timeout -1", "--drain-timeout '-1': allowed: a number of seconds above 0"),
         ("--drain-timeout=-1", "--drain-timeout '-1': allowed: a number of seconds above 0"),
         ("--dtype fp8", "--dtype 'fp8': allowed: auto, bfloat16, float32"),
+        ("--attention-backend cuda", "--attention-backend 'cuda': allowed: auto, pallas, pallas-interpret, xla"),
         ("--device npu", "--device 'npu': allowed: auto, cpu, tpu, gpu"),
         ("--log-level loud", "--log-level 'loud': allowed: debug, info, warning, error"),
         ("--max-running-requests 0", "--max-running-requests '0': allowed: a whole number of requests from 1"),
