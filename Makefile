@@ -32,7 +32,7 @@ compile:
 	@exec $(BIN)/runtime compile $(ARGS)
 
 test: $(DEVELOP)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEVELOP)
 	@$(BIN)/ruff format --check .
