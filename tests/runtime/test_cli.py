@@ -54,7 +54,7 @@ def test_a_hub_model_that_cannot_be_had_is_one_line_and_quick(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("serve",), "unknown command 'serve'; allowed: up, bench, version"),
+        (("serve",), "unknown command 'serve'; allowed: up, compile, bench, version"),
         (("up", "--bogus", "1"), "unknown flag --bogus '1'"),
         (("up", "--port", "99999"), "--port '99999': allowed: a whole number from 0 to 65535"),
         (("up", "--page-size", "32", "--chunked-prefill-size", "48"), "--page-size 32"),
