@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from loadtest.timing import Timing
+
 Outcome = Literal["ok", "failed", "cancelled", "interrupted"]
 """`cancelled` by the plan, after which the server owes nothing; `interrupted` by the user."""
 
@@ -36,6 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: int | None = None
     finish_reason: str | None = None
     error: str | None = None
+    timing: Timing | None = None
 
     @property
     def lag_s(self) -> float:
