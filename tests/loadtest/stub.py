@@ -97,6 +97,8 @@ class Stub:
             return plain(200, {"data": [{"id": MODEL}]})
         if path == "/version":
             return plain(200, {"version": "1.2.3"})
+        if not content:
+            return plain(404, {"error": {"message": f"no {path} here"}})
         self.bodies.append(json.loads(content))
         return self.script(len(self.bodies) - 1, self.bodies[-1])
 
