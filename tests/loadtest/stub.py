@@ -52,7 +52,8 @@ DONE = event(b"[DONE]")
 
 
 def text_chunk(text: str = " a", finish: str | None = None, usage: Body | None = None) -> Raw:
-    return event({"choices": [{"index": 0, "text": text, "finish_reason": finish}], "usage": usage})
+    choice = {"index": 0, "text": text, "finish_reason": finish}
+    return event({"object": "text_completion", "choices": [choice], "usage": usage})
 
 
 def delta_chunk(delta: Body, finish: str | None = None) -> Raw:
@@ -61,7 +62,8 @@ def delta_chunk(delta: Body, finish: str | None = None) -> Raw:
 
 def usage_chunk(body: Body, tokens: int, **details: Any) -> Raw:
     prompt = len(body["prompt"]) if "prompt" in body else 7
-    return event({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": tokens} | details})
+    usage = {"prompt_tokens": prompt, "completion_tokens": tokens} | details
+    return event({"object": "text_completion", "choices": [], "usage": usage})
 
 
 def answer(body: Body, first_s: float, gaps_s: Sequence[float], tokens: int | None = None) -> list[Step]:
