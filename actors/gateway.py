@@ -1,8 +1,8 @@
 """The gateway: owner of the ledger, the only actor that clients see and the only one that raises an attempt.
 
-In: `Submit`, `Disconnect`, `Drain` from clients; `Refused` from the scheduler; `PrefillStarted`, `TokensSampled`,
-`Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and exactly one terminal event to each
-client. It never waits for anybody but its inbox: a client that does not keep up loses its own stream.
+In: `Submit`, `Disconnect`, `Drain` from clients; `Refused` from the scheduler; `PrefillStarted`, `DecodeStarted`,
+`TokensSampled`, `Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and exactly one terminal
+event to each client. It never waits for anybody but its inbox: a client that does not keep up loses its own stream.
 """
 
 import heapq
@@ -16,6 +16,7 @@ from actors.messages import (
     Address,
     Admit,
     Completed,
+    DecodeStarted,
     Delta,
     Disconnect,
     Drain,
@@ -81,9 +82,9 @@ class GatewayActor:
                 for sampled in message.tokens:
                     self._token(ctx, sampled)
             case PrefillStarted():
-                record = self.ledger.requests.get(message.key.request)
-                if record is not None and message.key.attempt == 1:
-                    record.cached_tokens = message.cached_tokens
+                self._prefill_started(message)
+            case DecodeStarted():
+                self._decode_started(message)
             case Preempted():
                 self._retry(ctx, message.key, message.choices)
             case Refused():
@@ -163,6 +164,7 @@ class GatewayActor:
                 prompt_tokens=len(submit.prompt),
                 completion_tokens=record.completion_tokens,
                 cached_tokens=record.cached_tokens,
+                timings=tuple(choice.clock.times() for choice in record.choices),
             ),
         )
 
@@ -183,7 +185,22 @@ class GatewayActor:
         deadline = self._give_up_at(record, ctx.now())
         ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline))
 
-    # --- tokens
+    # --- starts and tokens
+
+    def _prefill_started(self, message: PrefillStarted) -> None:
+        record = self.ledger.requests.get(message.key.request)
+        if record is None:
+            return
+        if message.key.attempt == 1:
+            record.cached_tokens = message.cached_tokens
+        for choice in record.running(message.key):
+            choice.clock.prefill_started(message.worker, message.at, local=message.decode == message.worker)
+
+    def _decode_started(self, message: DecodeStarted) -> None:
+        record = self.ledger.requests.get(message.key.request)
+        for choice in record.running(message.key) if record is not None else ():
+            if choice.choice in message.choices:
+                choice.clock.decode_started(message.worker, message.kv_at, message.at)
 
     def _token(self, ctx: Context, sampled: SampledToken) -> None:
         record = self.ledger.requests.get(sampled.key.request)
@@ -202,6 +219,7 @@ class GatewayActor:
 
     def _deliver(self, ctx: Context, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken) -> None:
         text, finish, stop_match = self._derive(record, choice, sampled)
+        choice.clock.token(record.progressed, last=finish is not None)
         if finish is not None:
             choice.end(finish)
         if isinstance(stop_match, str):
@@ -242,7 +260,7 @@ class GatewayActor:
             assert record is not None
             choice = record.choices[index]
             if choice.group == key and choice.finish is None:
-                self._admit(ctx, record, choice.raise_attempt(), (index,))
+                self._admit(ctx, record, choice.raise_attempt(ctx.now()), (index,))
             if record.submit.request not in self.ledger.requests:
                 return
 

@@ -83,6 +83,7 @@ class TransferActor:
             token_end=move.token_end,
             handle=handle,
             sender=move.sender,
+            moved_at=ctx.now(),
         )
         if not ctx.post(move.target, ready):
             ctx.arrays.drop(handle)

@@ -17,6 +17,7 @@ from tests.simulation.clients import SimClient
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
 from tests.simulation.loop import SimulationError
+from tests.simulation.timing_watch import TimingWatch
 from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
 
@@ -57,6 +58,7 @@ class SimSystem:
             self.reuse.observe,
             self._check_deaths,
             AttemptWatch(lambda: self.carrier.loop.now).observe,
+            TimingWatch(lambda: self.carrier.loop.now).observe,
         ]
         self.carrier.observers += [client.observe for client in self.clients]
         for spec in specs:
