@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     warmup, load = bench.warmup(), bench.load()
     refuse_empty(load)
     raise_file_limit()
-    session = Session(bench.target, None if is_quiet else Console(stderr=True))
+    session = Session(None if is_quiet else Console(stderr=True))
     warm, measured = asyncio.run(_drive(session, warmup, load))
     metrics = measure(measured.records, objectives)
     limit_s = lag_limit_s(metrics, settings.max_lag)
