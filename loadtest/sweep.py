@@ -18,6 +18,7 @@ from loadtest.record import Record
 from loadtest.recovery import recover
 from loadtest.results import check_writable, save
 from loadtest.search import Finding, Goal, Judged, Trial, decide, is_growing, is_hopeless, judge
+from loadtest.server import engine_line
 from loadtest.session import Bench, Session, all_failed, open_bench, raise_file_limit
 from loadtest.settings import LoadSettings
 from loadtest.slo import Objective, is_inside, request_limits_s
@@ -126,6 +127,8 @@ def sweep(argv: Sequence[str]) -> int:
         Sweep(bench, settings, objectives, goal),
     )
     console = Console(soft_wrap=True)
+    if (engine := engine_line(bench.server)) is not None:
+        console.print(engine, markup=False, highlight=False)
     finding = asyncio.run(made.run(session, console))
     if bench.dataset.num_repeated:
         note = f"note: {bench.dataset.num_repeated} requests repeat earlier ones; a prefix cache saw them"
