@@ -108,10 +108,12 @@ class Session:
         self._clients = dict[tuple[Address, Limits], Client]()
         self._console = console
         self._phase: Phase | None = None
+        self._before = dict[int, Any]()
         self.exit_code: int | None = None
 
     async def __aenter__(self) -> "Session":
         for number, code in SIGNALS.items():
+            self._before[number] = signal.getsignal(number)
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, code)
         return self
 
@@ -122,6 +124,7 @@ class Session:
             client.close()
         for number in SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, self._before[number] or signal.SIG_DFL)
 
     async def run(self, workload: Workload, name: str, stop_if: Callable[[Record], str | None] | None = None) -> Phase:
         """A finished phase. After a signal nothing more is sent."""
