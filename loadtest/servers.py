@@ -1,8 +1,8 @@
 """Servers that a comparison starts itself: child processes, one per topology, on free ports of this machine.
 
-Whatever ends the command (its end, Ctrl-C, SIGTERM, an exception) ends them too: SIGTERM first, and after a grace
-SIGKILL. Each is the leader of a process group of its own, so that Ctrl-C on the terminal reaches only this process,
-which saves first. Their output goes to a log file each.
+Whatever ends the command (its end, Ctrl-C, SIGTERM, SIGHUP, an exception) ends them too: SIGTERM first, and after a
+grace SIGKILL. Each is the leader of a process group of its own, so that Ctrl-C on the terminal reaches only this
+process, which saves first. Their output goes to a log file each.
 """
 
 import os
@@ -25,6 +25,7 @@ from loadtest.errors import UsageError
 HOST = "127.0.0.1"
 POLL_S = 0.1
 TELL_S = 10.0
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 40.0
 """From SIGTERM to SIGKILL: a little more than a server's own time to drain."""
 
@@ -45,14 +46,17 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 class Server:
     """One running child."""
 
-    def __init__(self, name: str, topology: str, launch: Launch) -> None:
-        """Starts it. Raises UsageError when there is no such command."""
-        self.name, port = name, _free_port()
-        self.url = f"http://{HOST}:{port}"
-        self.log = launch.log_stem.with_name(f"{launch.log_stem.name}-{_UNSAFE.sub('_', name)}.log")
-        own = ["--topology", topology, "--host", HOST, "--port", str(port)]
+    def __init__(self, name: str, topology: str) -> None:
+        self.name, self._topology, self._port = name, topology, _free_port()
+        self.url, self.log = f"http://{HOST}:{self._port}", Path()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, launch: Launch) -> None:
+        """Raises UsageError when there is no such command."""
+        self.log = launch.log_stem.with_name(f"{launch.log_stem.name}-{_UNSAFE.sub('_', self.name)}.log")
+        own = ["--topology", self._topology, "--host", HOST, "--port", str(self._port)]
         try:
-            with self.log.open("wb") as output:
+            with self.log.open("wb") as output, _later(signal.SIGINT, *ENDING):
                 self._process = subprocess.Popen(
                     [*launch.command, *own, *launch.arguments],
                     stdin=subprocess.DEVNULL,
@@ -66,7 +70,7 @@ class Server:
 
     def why_dead(self) -> str | None:
         """That it ended, with the end of its log; None while it runs."""
-        code = self._process.poll()
+        code = None if self._process is None else self._process.poll()
         if code is None:
             return None
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
@@ -105,17 +109,19 @@ class Server:
 
     def ask_to_end(self) -> None:
         """SIGTERM."""
-        self._process.terminate()
+        if self._process is not None:
+            self._process.terminate()
 
     def end(self, deadline: float) -> None:
         """Waits until `deadline` (of `time.monotonic`), then kills it and what it started."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, deadline - time.monotonic()))
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(max(0.0, deadline - time.monotonic()))
         self.kill()
 
     def kill(self) -> None:
         """At once, with what it started; nothing when it has ended."""
-        if self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
@@ -124,18 +130,34 @@ class Server:
 def running(topologies: dict[str, str], launch: Launch, tell: Callable[[str], None]) -> Iterator[list[Server]]:
     """A ready server per entry, name to topology, started one after another; all have ended when the block has.
 
-    While it lasts SIGTERM raises SystemExit with 143, as Ctrl-C raises KeyboardInterrupt. Raises UsageError when one
-    does not start.
+    While it lasts SIGTERM and SIGHUP raise SystemExit with 143 and 129, as Ctrl-C raises KeyboardInterrupt. Raises
+    UsageError when one does not start.
     """
-    servers, before = list[Server](), signal.signal(signal.SIGTERM, _exit)
+    servers, before = list[Server](), {number: signal.signal(number, _exit) for number in ENDING}
     try:
         for name, topology in topologies.items():
-            servers.append(Server(name, topology, launch))
+            servers.append(Server(name, topology))
+            servers[-1].start(launch)
             servers[-1].wait_until_ready(launch.timeout_s, tell)
         yield servers
     finally:
         _end_all(servers)
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def _later(*numbers: signal.Signals) -> Iterator[None]:
+    """Signals of the block are acted on behind it, so that no child is born that nobody knows of."""
+    came = list[int]()
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _end_all(servers: Sequence[Server]) -> None:
