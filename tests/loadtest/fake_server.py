@@ -1,7 +1,7 @@
 """What `loadtest compare` starts in tests instead of `runtime up`: a stub, or a command that fails in some way.
 
-`mixed` takes longer than the rest. `--fail start` ends at once, `--fail later` after so many requests, `--fail never`
-takes no notice of SIGTERM and listens nowhere.
+`mixed` takes longer than the rest; flags that it does not know are ignored. `--fail start` ends at once, `--fail later`
+after so many requests, `--fail never` takes no notice of SIGTERM and listens nowhere.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fail", choices=("start", "later", "never"))
     parser.add_argument("--engine", default="jax")
-    flags = parser.parse_args()
+    flags, _ = parser.parse_known_args()
     assert flags.host == "127.0.0.1"
     sys.stdout.write(f"fake server {os.getpid()} of {flags.topology}\n")
     if flags.fail == "start":
