@@ -153,8 +153,8 @@ def _ratios(compared: Sequence[Compared]) -> str:
 
 
 def _interval(one: Compared, unit: str = "") -> str:
-    ratio, low, high = ("infinite" if value is None else f"{value:.2f}" for value in (one.ratio, one.low, one.high))
-    return f"{ratio}{unit} ({low} to {high})"
+    ratio, low = ("infinite" if value is None else f"{value:.2f}" for value in (one.ratio, one.low))
+    return f"{ratio}{unit} (" + (f"at least {low})" if one.high is None else f"{low} to {one.high:.2f})")
 
 
 def _compared_row(one: Compared) -> list[str]:

@@ -52,18 +52,20 @@ def _version(client: httpx.Client, address: Address) -> dict[str, str | None]:
     except (httpx.HTTPError, ValueError):
         told = {}
     found = told if isinstance(told, dict) else {}
-    return {name: str(found[name]) if name in found else None for name in ("version", "engine")}
+    return {name: None if found.get(name) is None else str(found[name]) for name in ("version", "engine")}
 
 
 def emulated(server: dict[str, Any]) -> str | None:
     """What the device times of a server are read from that computes nothing; None for one that does compute."""
     engine: str | None = server.get("engine")
-    return engine.partition(":")[2].strip() if engine is not None and engine.startswith(EMULATED) else None
+    if engine is None or not engine.startswith(EMULATED):
+        return None
+    return engine.partition(":")[2].strip() or "from a table without a label"
 
 
 def engine_line(server: dict[str, Any]) -> str | None:
     """What the reader of a figure must know about the engine that it is of."""
     label = emulated(server)
     if label is not None:
-        return f"EMULATED: device steps only last as long as a table says: {label or 'no label'}"
+        return f"EMULATED: device steps only last as long as a table says: {label}"
     return f"engine: {server['engine']}" if server.get("engine") else None

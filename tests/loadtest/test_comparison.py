@@ -153,6 +153,11 @@ SENTENCES = {
                 "Whether disaggregation pays depends on the rate: prefill=2,decode=2 serves 1.26 times (1.18 to 1.35) "
                 "the goodput of mixed=4 at 4 requests/s, 1.26 times (1.18 to 1.35) at 8 requests/s; mixed=4 serves "
                 "2.00 times (1.25 to 2.50) the goodput of prefill=2,decode=2 at 2 requests/s."),
+    "without an upper end": (
+        [compared(high=None)],
+        "Disaggregation pays here: prefill=2,decode=2 serves 1.26 times (at least 1.18) the goodput of mixed=4 at 4 "
+        "requests/s.",
+    ),
     "only one": ([compared(goodput_b=0.0, ratio=None, low=None, high=None)], "Disaggregation pays here: only "
                  "prefill=2,decode=2 answers requests inside at 4 requests/s."),
     "only the other": ([compared(goodput_a=0.0, ratio=0.0, low=0.0, high=0.0, verdict="b")], "Disaggregation does not "
