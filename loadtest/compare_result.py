@@ -77,7 +77,7 @@ class CompareResult:
         compared = compare_all(self._runs, names, options.slos)
         values: dict[str, Any] = {"format": FORMAT, "date": self._environment.date, "environment": self._environment}
         values |= {"setup": options.shown(), "attainment": options.attainment}
-        values |= {"conclusion": conclusions(compared, names, self._slos, self._emulated)}
+        values |= {"conclusion": conclusions(compared, names, self._slos, options.rates, self._emulated)}
         values |= {"slos": [[objective.text for objective in slo] for slo in options.slos]}
         values |= {"servers": [{"name": name} | bench.server for name, bench in self._benches.items()]}
         values |= {"runs": self._runs, "comparisons": compared, "notes": self._notes()}

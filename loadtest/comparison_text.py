@@ -67,15 +67,20 @@ def capacity_lines(found: Sequence[Capacity], slos: Sequence[str], attainment: f
 
 
 def conclusions(
-    compared: Sequence[Compared], servers: Sequence[str], slos: Sequence[str], emulated: dict[str, str]
+    compared: Sequence[Compared],
+    servers: Sequence[str],
+    slos: Sequence[str],
+    rates: Sequence[float],
+    emulated: dict[str, str],
 ) -> list[str]:
     """One sentence per SLO and server that is compared with the last. `emulated` is the label of servers that are."""
     mark = f" EMULATED ({emulated_text(emulated)})." if emulated else ""
-    return [
-        f"{slo}: {conclusion([one for one in compared if one.slo == index and one.a == name], name, servers[-1])}{mark}"
-        for index, slo in enumerate(slos)
-        for name in servers[:-1]
-    ]
+    sentences = list[str]()
+    for index, slo in enumerate(slos):
+        for name in servers[:-1]:
+            own = [one for one in compared if one.slo == index and one.a == name]
+            sentences.append(f"{slo}: {conclusion(own, name, servers[-1], rates)}{mark}")
+    return sentences
 
 
 def emulated_text(emulated: dict[str, str]) -> str:
@@ -84,20 +89,22 @@ def emulated_text(emulated: dict[str, str]) -> str:
     return labels[0] if len(labels) == 1 else "; ".join(f"{name}: {label}" for name, label in emulated.items())
 
 
-def conclusion(compared: Sequence[Compared], a: str, b: str) -> str:
-    """One SLO's, over all rates. A difference that is surely too small to matter is none."""
+def conclusion(compared: Sequence[Compared], a: str, b: str, rates: Sequence[float]) -> str:
+    """One SLO's, over all rates asked for. A difference that is surely too small to matter is none."""
     if not compared:
         return f"nothing can be said about {a} and {b}: no load was measured on both."
     none = [one for one in compared if not one.goodput_a and not one.goodput_b]
     same = [one for one in compared if one.is_same and one not in none]
     rest = [one for one in compared if one not in none and one not in same]
     won, lost, unsure = ([one for one in rest if one.verdict == verdict] for verdict in ("a", "b", "open"))
+    missing = [rate for rate in rates if all(one.rate != rate for one in compared)]
     clauses = [_better(a, b, won)] if won else []
     clauses += [_better(b, a, [_turned(one) for one in lost])] if lost else []
-    clauses += [f"both serve the same to within {SAME:.0%} at {_rates(same)}"] if same else []
-    clauses += [f"neither answers any request inside at {_rates(none)}"] if none else []
-    clauses += [f"at {_rates(unsure)} it may be chance: {_ratios(unsure)} times the goodput of {b}"] if unsure else []
-    return _opening(a, b, bool(won), bool(lost), bool(unsure)) + "; ".join(clauses) + "."
+    clauses += [f"both serve the same to within {SAME:.0%} at {_listed(same)}"] if same else []
+    clauses += [f"neither answers any request inside at {_listed(none)}"] if none else []
+    clauses += [f"at {_listed(unsure)} it may be chance: {_ratios(unsure)} times the goodput of {b}"] if unsure else []
+    clauses += [f"at {_rates(missing)} nothing valid was measured on both"] if missing else []
+    return _opening(a, b, bool(won), bool(lost), bool(unsure or missing)) + "; ".join(clauses) + "."
 
 
 def _opening(a: str, b: str, has_won: bool, has_lost: bool, is_unsure: bool) -> str:
@@ -113,7 +120,7 @@ def _better(winner: str, loser: str, won: Sequence[Compared]) -> str:
     """More often than the loser, and where the loser has nothing at all."""
     alone, times = [one for one in won if one.ratio is None], [one for one in won if one.ratio is not None]
     clauses = [f"{winner} serves {', '.join(_times(one, loser, one is times[0]) for one in times)}"] if times else []
-    clauses += [f"only {winner} answers requests inside at {_rates(alone)}"] if alone else []
+    clauses += [f"only {winner} answers requests inside at {_listed(alone)}"] if alone else []
     return "; ".join(clauses)
 
 
@@ -143,9 +150,13 @@ def _turned(one: Compared) -> Compared:
     )
 
 
-def _rates(compared: Sequence[Compared]) -> str:
-    rates = [f"{one.rate:g}" for one in compared]
-    return f"{' and '.join([', '.join(rates[:-1]), rates[-1]] if len(rates) > 1 else rates)} requests/s"
+def _listed(compared: Sequence[Compared]) -> str:
+    return _rates([one.rate for one in compared])
+
+
+def _rates(rates: Sequence[float]) -> str:
+    shown = [f"{rate:g}" for rate in rates]
+    return f"{' and '.join([', '.join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)} requests/s"
 
 
 def _ratios(compared: Sequence[Compared]) -> str:

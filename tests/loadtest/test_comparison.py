@@ -170,20 +170,29 @@ SENTENCES = {
 
 @pytest.mark.parametrize(("found", "said"), SENTENCES.values(), ids=SENTENCES.keys())
 def test_conclusions(found: list[Compared], said: str) -> None:
-    assert conclusion(found, A, B) == said
+    assert conclusion(found, A, B, [one.rate for one in found]) == said
+
+
+def test_rates_without_a_valid_run_are_named() -> None:
+    same = compared(rate=2.0, ratio=1.0, low=0.98, high=1.02, verdict="open")
+    assert conclusion([same], A, B, [2.0, 4.0, 8.0]) == (
+        "Whether disaggregation pays cannot be told here: both serve the same to within 5% at 2 requests/s; at 4 and 8 "
+        "requests/s nothing valid was measured on both."
+    )
+    assert conclusion([compared()], A, B, [4.0, 8.0]).startswith("Disaggregation pays here: ")
 
 
 def test_servers_that_are_no_topologies_are_not_asked_about_disaggregation() -> None:
     url = "http://127.0.0.1:8000"
-    said = conclusion([compared(a=url, b=f"{url} (2)")], url, f"{url} (2)")
+    said = conclusion([compared(a=url, b=f"{url} (2)")], url, f"{url} (2)", [4.0])
     assert said == f"{url} serves 1.26 times (1.18 to 1.35) the goodput of {url} (2) at 4 requests/s."
 
 
 def test_emulation_is_said_in_every_sentence() -> None:
-    found = conclusions([compared()], [A, B], TEXTS, {A: "0.3b, measured", B: "0.3b, measured"})
+    found = conclusions([compared()], [A, B], TEXTS, [4.0], {A: "0.3b, measured", B: "0.3b, measured"})
     assert found[0].startswith("ttft_p90=500ms: Disaggregation pays here: ")
     assert all(said.endswith(" EMULATED (0.3b, measured).") for said in found)
-    assert conclusions([], [A, B], TEXTS[:1], {A: "x", B: "y"})[0].endswith(f" EMULATED ({A}: x; {B}: y).")
+    assert conclusions([], [A, B], TEXTS[:1], [], {A: "x", B: "y"})[0].endswith(f" EMULATED ({A}: x; {B}: y).")
 
 
 def test_tables() -> None:
