@@ -17,7 +17,7 @@ SHORTER = {
     "run": ["--quiet", "--max-lag", "60s", "--warmup", "1", "--requests", "2"],
     "sweep": ["--quiet", "--max-lag", "60s", "--warmup", "1", "--duration", "1s", "--from", "100", "--to", "100"],
     "compare": [
-        *["--quiet", "--max-lag", "60s", "--warmup", "1", "--requests", "2", "--rates", "50,100", "--rounds", "1"],
+        *["--quiet", "--max-lag", "60s", "--warmup", "1", "--requests", "2", "--rates", "100", "--rounds", "1"],
         *["--server-command", f"{sys.executable} -m tests.loadtest.fake_server"],
     ],
     "eval": ["--quiet", "--limit", "2", "--repeats", "1"],
