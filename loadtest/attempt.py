@@ -12,7 +12,8 @@ import msgspec
 from loadtest.connection import Connection
 from loadtest.record import CountedBy, Outcome, Record, spread_tokens
 from loadtest.request import Request
-from loadtest.sse import DONE, EventBuffer, StreamChunk, Usage, decode_chunk, error_message, short_text
+from loadtest.sse import DONE, EventBuffer, StreamChunk, Usage, decode_chunk, error_message, read_timing, short_text
+from loadtest.timing import Timing
 
 MAX_ERROR_BYTES = 4096
 
@@ -50,6 +51,7 @@ class Attempt:
         self._times, self._counts = list[float](), list[int]()
         self._counted = 0
         self._usage: Usage | None = None
+        self._timing: Timing | None = None
         self._finish_reason: str | None = None
         self._finished_at = 0.0
         self._is_done = self._is_spare = self.is_stale = False
@@ -140,6 +142,11 @@ class Attempt:
             return self.end("failed", f"error in the stream: {error_message(payload)}", at_s)
         if chunk.usage is not None:
             self._usage = chunk.usage
+        if chunk.runtime_timing is not None:
+            try:
+                self._timing = read_timing(chunk.runtime_timing)
+            except ValueError as error:
+                return self.end("failed", f"malformed runtime_timing: {error}", at_s)
         if chunk.finish_reason is not None:
             self._finish_reason, self._finished_at = chunk.finish_reason, at_s
         self._count(chunk, at_s)
@@ -217,4 +224,5 @@ class Attempt:
             status=self._status,
             finish_reason=self._finish_reason,
             error=self._error or None,
+            timing=self._timing,
         )

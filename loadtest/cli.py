@@ -14,6 +14,7 @@ usage: loadtest COMMAND [FLAGS]
 
   run URL         send a load, show it live, judge it by service level objectives, and keep every request's record
   sweep URL       find the highest rate at which enough requests are inside the objectives
+  compare A B...  send one load to several servers or topologies in turn, and say which serves more of it
   eval URL        ask a server the problems of a file, and print how many it solves
   report FILE...  make one HTML page of saved runs and sweeps, overlaid
 
@@ -42,6 +43,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "run": _run,
         "sweep": _sweep,
+        "compare": _compare,
         "eval": _eval,
         "report": _report,
     }
@@ -60,6 +62,12 @@ def _sweep(argv: Sequence[str]) -> int:
     from loadtest.sweep import sweep
 
     return sweep(argv)
+
+
+def _compare(argv: Sequence[str]) -> int:
+    from loadtest.compare import compare
+
+    return compare(argv)
 
 
 def _eval(argv: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from loadtest.attempt import Attempt, Limits, Prepared
 from loadtest.connection import CONNECT_TIMEOUT_S, Address, Connection, Pool
 from loadtest.record import Record
 from loadtest.request import Api, Request
+from loadtest.timing import HEADER as TIMING_HEADER
 
 UsageMode = Literal["final", "each", "none"]
 
@@ -29,6 +30,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     extra_body: dict[str, Any] = {}
     limits: Limits = Limits()
+    timing: bool = False
 
 
 def prepare(target: Target, request: Request) -> Prepared:
@@ -61,6 +63,8 @@ def _head(target: Target, num_bytes: int) -> h11.Request:
     ]
     if target.api_key is not None:
         headers.append(("Authorization", f"Bearer {target.api_key}"))
+    if target.timing:
+        headers.append((TIMING_HEADER, "1"))
     path = "/v1/completions" if target.api == "completions" else "/v1/chat/completions"
     return h11.Request(method="POST", target=target.address.path + path, headers=headers)
 

@@ -31,7 +31,7 @@ def read_environment(argv: Sequence[str]) -> Environment:
     """Of this process, started as `loadtest` with `argv`. An API key is left out."""
     return Environment(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["loadtest", *_without_secrets(argv)]),
+        command=shlex.join(["loadtest", *without_secrets(argv)]),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}",
         processor=_processor(),
@@ -41,7 +41,8 @@ def read_environment(argv: Sequence[str]) -> Environment:
     )
 
 
-def _without_secrets(argv: Sequence[str]) -> list[str]:
+def without_secrets(argv: Sequence[str]) -> list[str]:
+    """Arguments as they may be shown."""
     shown, is_secret = list[str](), False
     for argument in argv:
         if is_secret:

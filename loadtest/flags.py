@@ -13,6 +13,7 @@ from loadtest.datasets.shape import HIGHEST_TOKEN, LOWEST_TOKEN, Shape
 from loadtest.errors import UsageError
 from loadtest.settings import CLOSED_COUNT, DEFAULT_CONCURRENCY
 from loadtest.slo import EXAMPLE, parse_slo
+from loadtest.timing import HEADER
 from loadtest.units import parse_count, parse_duration_s, parse_fraction, parse_positive
 from loadtest.validity import RULE
 
@@ -45,6 +46,11 @@ def typed(parse: Callable[..., T], *arguments: object) -> Callable[[str], T]:
 def add_load_flags(parser: argparse.ArgumentParser) -> None:
     """Everything that says what is sent, and to whom."""
     parser.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8000")
+    add_request_flags(parser)
+
+
+def add_request_flags(parser: argparse.ArgumentParser) -> None:
+    """Everything that says what is sent."""
     _add_server(parser.add_argument_group("server"))
     _add_data(parser.add_argument_group("data"))
     _add_limits(parser.add_argument_group("limits"))
@@ -72,6 +78,15 @@ def add_arrival_flags(parser: argparse.ArgumentParser) -> None:
 def add_gap_flags(parser: argparse.ArgumentParser) -> None:
     """The kinds of arrivals that have a rate to search."""
     _add_gaps(parser.add_argument_group("arrivals"), ("poisson", "gamma", "constant"))
+
+
+def add_timing_flag(parser: argparse.ArgumentParser) -> None:
+    """`--timing`."""
+    parser.add_argument(
+        "--timing",
+        action="store_true",
+        help=f"ask for each request's stage times (header {HEADER}), which this project's server tells",
+    )
 
 
 def _add_gaps(group: "argparse._ArgumentGroup", kinds: Sequence[str]) -> None:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from loadtest.driver import Phase
 from loadtest.environment import read_environment
-from loadtest.flags import Parser, add_arrival_flags, add_load_flags, add_slo_flag
+from loadtest.flags import Parser, add_arrival_flags, add_load_flags, add_slo_flag, add_timing_flag
 from loadtest.metrics import measure
+from loadtest.record import Record
 from loadtest.results import Result, check_writable, save, to_json
 from loadtest.session import Session, Workload, all_failed, open_bench, raise_file_limit, refuse_empty
 from loadtest.settings import LoadSettings
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     warmup, load = bench.warmup(), bench.load()
     refuse_empty(load)
     raise_file_limit()
-    session = Session(bench.target, None if is_quiet else Console(stderr=True))
+    session = Session(None if is_quiet else Console(stderr=True))
     warm, measured = asyncio.run(_drive(session, warmup, load))
     metrics = measure(measured.records, objectives)
     limit_s = lag_limit_s(metrics, settings.max_lag)
@@ -61,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
         lag_limit_s=limit_s,
         invalid=why_invalid(metrics, measured.tick_lags_s, limit_s),
         stopped=measured.stopped,
-        warnings=tuple(find_warnings(metrics, bench.dataset.num_repeated)),
+        warnings=tuple(find_warnings(metrics, bench.dataset.num_repeated) + _timing_notes(settings, measured.records)),
     )
     save(to_json(result), path)
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -78,6 +79,13 @@ async def _drive(session: Session, warmup: Workload, load: Workload) -> tuple[Ph
             measured.stop(reason)
             return warm, measured
         return warm, await session.run(load, "measured")
+
+
+def _timing_notes(settings: LoadSettings, records: Sequence[Record]) -> list[str]:
+    is_told = any(record.timing is not None for record in records)
+    return (
+        ["the server tells no stage times: --timing is for this project's"] if settings.timing and not is_told else []
+    )
 
 
 def with_error_rate(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
@@ -99,6 +107,7 @@ def _parser() -> Parser:
     add_load_flags(parser)
     add_arrival_flags(parser)
     add_slo_flag(parser)
+    add_timing_flag(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="result as JSON (default: loadtest-DATE-TIME.json)")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     return parser

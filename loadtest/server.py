@@ -8,6 +8,7 @@ from loadtest.connection import Address
 from loadtest.errors import UsageError
 
 TIMEOUT_S = 10.0
+EMULATED = "emulated"
 
 
 def inspect(address: Address, api_key: str | None, model: str | None) -> tuple[str, dict[str, Any]]:
@@ -23,7 +24,7 @@ def inspect(address: Address, api_key: str | None, model: str | None) -> tuple[s
             response = client.get(f"{origin}{address.path}/v1/models")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UsageError(f"{origin}: no server answers there: {error or type(error).__name__}") from None
-        return _choose(response, model, origin), {"url": origin + address.path, "version": _version(client, address)}
+        return _choose(response, model, origin), {"url": origin + address.path} | _version(client, address)
 
 
 def _choose(response: httpx.Response, model: str | None, origin: str) -> str:
@@ -43,9 +44,28 @@ def _choose(response: httpx.Response, model: str | None, origin: str) -> str:
     return served[0]
 
 
-def _version(client: httpx.Client, address: Address) -> str | None:
+def _version(client: httpx.Client, address: Address) -> dict[str, str | None]:
+    """The version and, of a server of this project, the engine; None where the server does not say."""
     try:
         response = client.get(f"{address.scheme}://{address.authority}{address.path}/version")
-        return str(response.json()["version"]) if response.is_success else None
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        told = response.json() if response.is_success else {}
+    except (httpx.HTTPError, ValueError):
+        told = {}
+    found = told if isinstance(told, dict) else {}
+    return {name: None if found.get(name) is None else str(found[name]) for name in ("version", "engine")}
+
+
+def emulated(server: dict[str, Any]) -> str | None:
+    """What the device times of a server are read from that computes nothing; None for one that does compute."""
+    engine: str | None = server.get("engine")
+    if engine is None or not engine.startswith(EMULATED):
         return None
+    return engine.partition(":")[2].strip() or "from a table without a label"
+
+
+def engine_line(server: dict[str, Any]) -> str | None:
+    """What the reader of a figure must know about the engine that it is of."""
+    label = emulated(server)
+    if label is not None:
+        return f"EMULATED: device steps only last as long as a table says: {label}"
+    return f"engine: {server['engine']}" if server.get("engine") else None

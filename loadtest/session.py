@@ -1,9 +1,9 @@
-"""A server under load: runs phases one after another, lets the terminal watch, and stops all of it on a signal."""
+"""Servers under load: runs phases one after another, lets the terminal watch, and stops all of it on a signal."""
 
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -11,9 +11,9 @@ import msgspec
 from rich.console import Console
 
 from loadtest.arrivals import schedule
-from loadtest.attempt import Prepared
+from loadtest.attempt import Limits, Prepared
 from loadtest.client import Client, Target, prepare
-from loadtest.connection import parse_address
+from loadtest.connection import Address, parse_address
 from loadtest.datasets import Dataset, api_of
 from loadtest.driver import Phase, Plan
 from loadtest.errors import UsageError
@@ -27,9 +27,17 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """What they end a run with; what was measured is saved first."""
 
 
-class Workload(msgspec.Struct, frozen=True):
-    """Requests ready to send, and when."""
+class Load(msgspec.Struct, frozen=True):
+    """Requests of the data set, and when to send them, before it is known to whom."""
 
+    requests: tuple[Request, ...]
+    plan: Plan
+
+
+class Workload(msgspec.Struct, frozen=True):
+    """Requests ready to send, to whom, and when."""
+
+    target: Target
     requests: tuple[Prepared, ...]
     plan: Plan
 
@@ -42,10 +50,18 @@ class Bench:
 
     def warmup(self, count: int | None = None) -> Workload:
         """Requests of their own, as many at a time as there are, up to a closed loop's concurrency."""
-        requests = self.dataset.warmup(self._settings.warmup if count is None else count)
-        return self._workload(requests, Plan(concurrency=self._settings.kept_busy))
+        return self.prepare(self.take_warmup(count))
 
     def load(self, rate: float | None = None, count: int | None = None, seed: int | None = None) -> Workload:
+        """As `take`, ready to send."""
+        return self.prepare(self.take(rate, count, seed))
+
+    def take_warmup(self, count: int | None = None) -> Load:
+        """As `warmup`, for any server."""
+        requests = self.dataset.warmup(self._settings.warmup if count is None else count)
+        return Load(tuple(requests), Plan(concurrency=self._settings.kept_busy))
+
+    def take(self, rate: float | None = None, count: int | None = None, seed: int | None = None) -> Load:
         """The next requests of the data set, at the settings' arrivals or at another rate. Raises UsageError."""
         settings = self._settings if rate is None else msgspec.structs.replace(self._settings, rate=rate)
         seed = settings.seed if seed is None else seed
@@ -63,46 +79,57 @@ class Bench:
             cancel_after_s=settings.cancel_after,
             seed=seed,
         )
-        return self._workload(requests, plan)
+        return Load(tuple(requests), plan)
 
-    def _workload(self, requests: Sequence[Request], plan: Plan) -> Workload:
-        return Workload(tuple(prepare(self.target, request) for request in requests), plan)
+    def prepare(self, load: Load) -> Workload:
+        """Makes a load's bytes for this server."""
+        return Workload(self.target, tuple(prepare(self.target, request) for request in load.requests), load.plan)
 
 
-def open_bench(settings: LoadSettings) -> Bench:
-    """Reads the data and asks the server. Raises UsageError."""
+def open_bench(settings: LoadSettings, dataset: Dataset | None = None) -> Bench:
+    """Reads the data, unless that was done, and asks the server. Raises UsageError."""
     settings.check()
     address = parse_address(settings.url)
-    dataset = Dataset(settings.data, settings.shape(), str(settings.seed))
+    dataset = dataset or open_dataset(settings)
     api = api_of(dataset.first, settings.api)
     model, server = inspect(address, settings.api_key, settings.model)
     return Bench(settings, dataset, settings.target(address, model, api), server | {"model": model, "api": api})
 
 
+def open_dataset(settings: LoadSettings) -> Dataset:
+    """The settings' data. Raises UsageError."""
+    return Dataset(settings.data, settings.shape(), str(settings.seed))
+
+
 class Session:
     """Used inside a running loop, as `async with`. `exit_code` is set when a signal ended it."""
 
-    def __init__(self, target: Target, console: Console | None) -> None:
-        self._client = Client(target.address, target.limits)
+    def __init__(self, console: Console | None) -> None:
+        self._clients = dict[tuple[Address, Limits], Client]()
         self._console = console
         self._phase: Phase | None = None
+        self._before = dict[int, Any]()
         self.exit_code: int | None = None
 
     async def __aenter__(self) -> "Session":
         for number, code in SIGNALS.items():
+            self._before[number] = signal.getsignal(number)
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, code)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
         for number in SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, self._before[number] or signal.SIG_DFL)
 
     async def run(self, workload: Workload, name: str, stop_if: Callable[[Record], str | None] | None = None) -> Phase:
         """A finished phase. After a signal nothing more is sent."""
-        phase = self._phase = Phase(self._client, workload.requests, workload.plan, stop_if)
+        client = self._client(workload.target)
+        phase = self._phase = Phase(client, workload.requests, workload.plan, stop_if)
         if self.exit_code is not None:
             phase.stop("interrupted")
             return phase
@@ -117,6 +144,12 @@ class Session:
                 watcher.cancel()
                 await asyncio.wait((watcher,))
         return phase
+
+    def _client(self, target: Target) -> Client:
+        key = target.address, target.limits
+        if key not in self._clients:
+            self._clients[key] = Client(*key)
+        return self._clients[key]
 
     def _on_signal(self, code: int) -> None:
         self.exit_code = code

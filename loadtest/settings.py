@@ -47,6 +47,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     extra_body: dict[str, Any] = {}
     usage: UsageMode = "final"
+    timing: bool = False
     timeout: float = 600.0
     stall_timeout: float = 60.0
     cancel: float = 0.0
@@ -128,6 +129,7 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True):
             ignore_eos=self.ignore_eos,
             extra_body=self.extra_body,
             limits=Limits(total_s=self.timeout, stall_s=self.stall_timeout),
+            timing=self.timing,
         )
 
     def shown(self) -> dict[str, Any]:

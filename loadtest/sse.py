@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from loadtest.timing import Timing
+
 DONE = b"[DONE]"
 MAX_EVENT_BYTES = 4 << 20
 
@@ -46,6 +48,7 @@ class StreamChunk(msgspec.Struct):
 
     choices: list[Choice] = []
     usage: Usage | None = None
+    runtime_timing: Any = None
     error: Any = None
 
     @property
@@ -65,6 +68,18 @@ class StreamChunk(msgspec.Struct):
 
 
 decode_chunk = msgspec.json.Decoder(StreamChunk).decode
+
+
+class _Timings(msgspec.Struct):
+    choices: list[Timing]
+
+
+def read_timing(told: Any) -> Timing:
+    """The first choice's stages. Raises ValueError when they are not there, or not what `Timing` says."""
+    choices = msgspec.convert(told, _Timings).choices
+    if not choices:
+        raise ValueError("no choices")
+    return choices[0]
 
 
 class EventBuffer:

@@ -1,11 +1,15 @@
 """A finished run in a screenful: rates, latencies, objectives, and whatever makes a figure less than it seems."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from loadtest.metrics import Metrics
 from loadtest.results import Result
+from loadtest.server import engine_line
+from loadtest.stages import StageRow, stage_rows
 from loadtest.statistics import Summary
 
 _ROWS = (
@@ -19,9 +23,13 @@ _ROWS = (
 
 def print_summary(result: Result, console: Console) -> None:
     """The whole of it."""
+    if (engine := engine_line(result.server)) is not None:
+        console.print(engine, markup=False, highlight=False)
     for line in _totals(result.metrics):
         console.print(line, highlight=False)
     console.print(_latencies(result.metrics))
+    if rows := stage_rows(result.records):
+        console.print(_stages(rows))
     for reason, count in result.metrics.errors.items():
         console.print(f"failed {count}x: {reason}", style="red", markup=False, highlight=False)
     for verdict in result.verdicts:
@@ -57,6 +65,15 @@ def _latencies(metrics: Metrics) -> Table:
         summary: Summary = getattr(metrics, name)
         values = [summary.mean, *(summary.percentile(percent) for percent in (50, 90, 95, 99)), summary.max]
         table.add_row(title, *(shown_ms(value) for value in values), meaning)
+    return table
+
+
+def _stages(rows: Sequence[StageRow]) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("stage, ms", "mean", "p50", "p99"):
+        table.add_column(name, justify="left" if name.startswith("stage") else "right")
+    for row in rows:
+        table.add_row(row.stage, shown_ms(row.mean_s), shown_ms(row.p50_s), shown_ms(row.p99_s))
     return table
 
 

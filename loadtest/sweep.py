@@ -1,7 +1,6 @@
 """`loadtest sweep URL`: finds the highest rate that a server holds, and says how sure that is."""
 
 import asyncio
-import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +15,10 @@ from loadtest.errors import UsageError
 from loadtest.flags import Parser, add_gap_flags, add_load_flags, add_slo_flag, typed
 from loadtest.metrics import Metrics, measure
 from loadtest.record import Record
+from loadtest.recovery import recover
 from loadtest.results import check_writable, save
 from loadtest.search import Finding, Goal, Judged, Trial, decide, is_growing, is_hopeless, judge
+from loadtest.server import engine_line
 from loadtest.session import Bench, Session, all_failed, open_bench, raise_file_limit
 from loadtest.settings import LoadSettings
 from loadtest.slo import Objective, is_inside, request_limits_s
@@ -26,7 +27,6 @@ from loadtest.validity import lag_limit_s, why_invalid
 
 FORMAT = "loadtest-sweep/1"
 LEAST_REQUESTS = 50
-MAX_PROBES = 20
 HOPELESS = "too many requests outside the SLO already"
 FOUND, NOT_FOUND, CLIENT = 0, 1, 3
 
@@ -89,26 +89,10 @@ class Sweep:
             self.failure = phase.stopped
             return
         if phase.stopped == HOPELESS:
-            await self._recover(session)
+            await recover(session, lambda: self._bench.warmup(1), lambda probe: is_inside(probe, self._limits_s))
         self.attempts.append(self._judge(phase, rate))
         line = _trial_line(self.attempts[-1], judge(self.trials, self._goal.attainment))
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    async def _recover(self, session: Session) -> None:
-        """Waits until a lone request is inside the SLO, or as fast as the one before.
-
-        A server that goes on with what a cut trial has left would spoil the next trial.
-        """
-        before_s = math.inf
-        for _ in range(MAX_PROBES):
-            phase = await session.run(self._bench.warmup(1), "recovery")
-            if phase.stopped is not None or any(is_inside(record, self._limits_s) for record in phase.records):
-                return
-            for record in phase.records:
-                took_s = record.ended_s if record.outcome == "ok" else math.inf
-                if took_s < math.inf and took_s > before_s * 0.9:
-                    return
-                before_s = took_s
 
     def _judge(self, phase: Phase, rate: float) -> Attempted:
         metrics = measure(phase.records, self._objectives)
@@ -139,10 +123,12 @@ def sweep(argv: Sequence[str]) -> int:
     bench = open_bench(settings)
     raise_file_limit()
     session, made = (
-        Session(bench.target, None if is_quiet else Console(stderr=True)),
+        Session(None if is_quiet else Console(stderr=True)),
         Sweep(bench, settings, objectives, goal),
     )
     console = Console(soft_wrap=True)
+    if (engine := engine_line(bench.server)) is not None:
+        console.print(engine, markup=False, highlight=False)
     finding = asyncio.run(made.run(session, console))
     if bench.dataset.num_repeated:
         note = f"note: {bench.dataset.num_repeated} requests repeat earlier ones; a prefix cache saw them"

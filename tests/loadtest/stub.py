@@ -85,7 +85,9 @@ class Stub:
     """Counts requests, keeps their bodies, and answers each by `script(number, body)`."""
 
     script: Script
+    engine: str | None = None
     bodies: list[Body] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     num_connections: int = 0
     num_left: int = 0
     connected: set[asyncio.Transport] = field(default_factory=set)
@@ -94,13 +96,17 @@ class Stub:
         self.num_connections += 1
         return _Protocol(self)
 
-    def steps(self, path: str, content: bytes) -> Sequence[Step]:
+    def steps(self, head: str, content: bytes) -> Sequence[Step]:
+        path = head.split(" ", 2)[1]
         if path == "/v1/models":
             return plain(200, {"data": [{"id": MODEL}]})
         if path == "/version":
-            return plain(200, {"version": "1.2.3"})
+            return plain(200, {"version": "1.2.3"} | ({"engine": self.engine} if self.engine is not None else {}))
+        if path == "/health":
+            return plain(200, {"status": "ready"})
         if not content:
             return plain(404, {"error": {"message": f"no {path} here"}})
+        self.heads.append(head)
         self.bodies.append(json.loads(content))
         return self.script(len(self.bodies) - 1, self.bodies[-1])
 
@@ -128,7 +134,7 @@ class _Protocol(asyncio.Protocol):
         length = int(lengths[0].partition(b":")[2]) if lengths else 0
         if blank and len(content) >= length:
             self._buffer = content[length:]
-            steps = self._stub.steps(top.split(b" ", 2)[1].decode(), content[:length])
+            steps = self._stub.steps(top.decode(), content[:length])
             self._task = asyncio.get_running_loop().create_task(self._answer(steps))
 
     async def _answer(self, steps: Sequence[Step]) -> None:
@@ -147,9 +153,9 @@ class _Protocol(asyncio.Protocol):
 
 
 @contextmanager
-def serving(script: Script) -> Iterator[tuple[str, Stub]]:
+def serving(script: Script, engine: str | None = None) -> Iterator[tuple[str, Stub]]:
     """A stub on a port of this machine, on a thread and loop of its own."""
-    stub, loop = Stub(script), asyncio.new_event_loop()
+    stub, loop = Stub(script, engine), asyncio.new_event_loop()
     server = loop.run_until_complete(loop.create_server(stub, "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -54,7 +54,7 @@ def test_a_run_is_shown_saved_and_judged(url: str, capsys: pytest.CaptureFixture
     assert (values["completed"], values["total_input_tokens"], values["total_output_tokens"]) == (10, 80, 40)
     assert [len(values[name]) for name in ("ttfts", "itls", "requests", "warmup_requests")] == [10, 10, 10, 2]
     assert [len(itls) for itls in values["itls"]] == [3] * 10
-    assert values["server"] == {"url": url, "version": "1.2.3", "model": "stub", "api": "completions"}
+    assert values["server"] == {"url": url, "version": "1.2.3", "engine": None, "model": "stub", "api": "completions"}
     assert [verdict["met"] for verdict in values["slo"]] == [True, True, True]
     assert "secret" not in Path("out.json").read_text()
     assert values["environment"]["command"].startswith(f"loadtest run {url} --quiet")

@@ -40,7 +40,7 @@ def search(service_s: float, slo: str, burstiness: float | None, goal: Goal) -> 
     )
     bench = Bench(settings, Dataset("random", settings.shape(), "0"), target(), {})
     sweep, log = Sweep(bench, settings, parse_slo(slo), goal), Console(file=io.StringIO(), width=200)
-    finding = run_virtual(sweep.run(Session(bench.target, None), log), Stub(Queue(service_s)))
+    finding = run_virtual(sweep.run(Session(None), log), Stub(Queue(service_s)))
     return finding, sweep, log.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Serve = Callable[[], asyncio.Protocol] | dict[int, Any]
+"""What makes the far end of every connection, or one per port."""
 
 
 class _Selector(selectors.DefaultSelector):
@@ -28,9 +30,9 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Connects to `serve()` instead of an address; None refuses connections."""
+    """Connects to `serve()` instead of an address, or to the one of its port; None refuses connections."""
 
-    def __init__(self, serve: Callable[[], asyncio.Protocol] | None) -> None:
+    def __init__(self, serve: Serve | None) -> None:
         self._virtual, self.serve = _Selector(), serve
         self.opened = list[Any]()
         super().__init__(self._virtual)
@@ -43,10 +45,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual.now += seconds
 
     async def create_connection(self, factory: Any, *address: Any, **options: Any) -> Any:  # type: ignore[override]
-        if self.serve is None:
+        serve = self.serve.get(address[1]) if isinstance(self.serve, dict) else self.serve
+        if serve is None:
             raise ConnectionRefusedError(111, "Connection refused")
         near, far = socket.socketpair()
-        served, _ = await super().create_connection(self.serve, sock=far)
+        served, _ = await super().create_connection(serve, sock=far)
         transport, protocol = await super().create_connection(factory, sock=near)
         self.opened += [served, transport]
         return transport, protocol
@@ -58,7 +61,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         await asyncio.sleep(1.0)
 
 
-def run_virtual(main: Coroutine[Any, Any, T], serve: Callable[[], asyncio.Protocol] | None) -> T:
+def run_virtual(main: Coroutine[Any, Any, T], serve: Serve | None) -> T:
     """Runs until `main` is done, and closes what it left open."""
     loop = VirtualLoop(serve)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
