@@ -15,7 +15,7 @@ usage: loadtest COMMAND [FLAGS]
   run URL         send a load, show it live, judge it by service level objectives, and keep every request's record
   sweep URL       find the highest rate at which enough requests are inside the objectives
   eval URL        ask a server the problems of a file, and print how many it solves
-  report FILE...  make one HTML page of saved runs and sweeps, overlaid
+  report FILE...  make one HTML page of saved runs, sweeps and comparisons
 
 `loadtest COMMAND --help` lists a command's flags with their units and defaults.
 """
