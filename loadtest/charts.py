@@ -10,7 +10,7 @@ from html import escape
 import msgspec
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 42
 NUM_COLOURS = 6
 FRAME, LEAST_TICKS = 0.05, 3
 DODGE, CAP = 4, 4
