@@ -126,7 +126,8 @@ def _worker_sections(name: str, records: Sequence[Record]) -> list[str]:
         if not workers:
             continue
         left_out = len(workers) - stages.MAX_WORKERS
-        caption = f"Requests in {meaning}" + (f", the first {stages.MAX_WORKERS} workers" if left_out > 0 else "")
+        caption = f"Requests in {meaning}, by last attempt's worker"
+        caption += f": the first {stages.MAX_WORKERS}" if left_out > 0 else ""
         shown.append((caption, plot(stages.occupancy(workers, duration_s), "s", "requests at once")))
         rows += [
             [worker.name, meaning, f"{worker.share(duration_s):.1%}", f"{worker.mean_at_once(duration_s):.3g}"]
