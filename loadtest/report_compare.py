@@ -8,10 +8,15 @@ from loadtest.record import Record
 from loadtest.report_runs import emulated, latency_plots, stage_plots
 from loadtest.saved import Comparison, SavedCompare
 from loadtest.search import wilson
+from loadtest.stage_figures import MEANINGS
 from loadtest.summary import shown_ms
 from loadtest.timing import STAGES
 
 RATE = "requests/s"
+BEYOND = 1.5
+"""An interval without an upper end is drawn so many times as high as the highest value."""
+STYLES = {meaning: style for style, meaning in MEANINGS.items()} | {style: style for style in MEANINGS}
+"""The class of a stage, by either of its names."""
 
 
 def compare_sections(name: str, compare: SavedCompare) -> list[str]:
@@ -20,6 +25,7 @@ def compare_sections(name: str, compare: SavedCompare) -> list[str]:
     sections = [page.heading(f"Comparison: {name}"), *(page.banner(text) for text in banners)]
     sections += [page.paragraph(text, "said") for text in compare.conclusion]
     sections += [page.paragraph(text, "bad") for text in _left_out(compare)]
+    sections += [page.paragraph(f"Note: {text}", "soft") for text in compare.notes]
     sections += [page.subheading("Highest rate held"), page.table(capacity_table(compare))]
     sections.append(page.paragraph(_how_held(compare), "soft"))
     for slo in range(len(compare.slos)):
@@ -112,11 +118,13 @@ def ratio_by_rate(compare: SavedCompare, slo: int) -> list[Series]:
     """The ratio of goodputs with its interval, per pair of servers, and the line where both are equal."""
     series, comparisons = list[Series](), [one for one in compare.comparisons if one.slo == slo]
     titles = {server.name: server.title for server in compare.servers}
+    finite = [value for one in comparisons for value in (one.ratio, one.low, one.high) if value is not None]
+    beyond = BEYOND * max([1.0, *finite])
     for colour, (a, b) in enumerate(dict.fromkeys((one.a, one.b) for one in comparisons)):
         drawn = [
-            ((one.rate, one.ratio), (one.low, one.high))
+            ((one.rate, one.ratio), (beyond if one.low is None else one.low, beyond if one.high is None else one.high))
             for one in sorted(comparisons, key=lambda one: one.rate)
-            if (one.a, one.b) == (a, b) and one.ratio is not None and one.low is not None and one.high is not None
+            if (one.a, one.b) == (a, b) and one.ratio is not None
         ]
         name = f"{titles.get(a, a)} / {titles.get(b, b)}"
         points, spans = [point for point, _ in drawn], [span for _, span in drawn]
@@ -150,7 +158,7 @@ def _stage_sections(compare: SavedCompare) -> list[str]:
             if not any(found.values()):
                 continue
             name = f"{server.title}, {rate:g}/s"
-            means.append((name, {stage: one.mean_s if one else None for stage, one in found.items()}))
+            means.append((name, {STYLES[stage]: one.mean_s for stage, one in found.items() if one and stage in STYLES}))
             cells = [
                 " / ".join(shown_ms(value) for value in (one.mean_s, one.p50_s, one.p99_s)) if one else "-"
                 for one in found.values()
@@ -190,10 +198,12 @@ def _pooled(compare: SavedCompare, slo: int, server: str, rate: float) -> tuple[
 
 
 def _compared(one: Comparison | None) -> list[str]:
-    if one is None or one.ratio is None:
-        return ["-", "-" if one is None else _better(one)]
-    span = f" ({one.low:.2f} to {one.high:.2f})" if one.low is not None and one.high is not None else ""
-    return [f"{one.ratio:.2f}{span}", _better(one)]
+    if one is None:
+        return ["-", "-"]
+    if not one.goodput_a and not one.goodput_b:
+        return ["-", _better(one)]
+    ratio, low, high = ("∞" if value is None else f"{value:.2f}" for value in (one.ratio, one.low, one.high))
+    return [f"{ratio} ({low} to {high})", _better(one)]
 
 
 def _better(one: Comparison) -> str:
@@ -210,4 +220,4 @@ def _how_held(compare: SavedCompare) -> str:
 def _left_out(compare: SavedCompare) -> list[str]:
     runs = [(run, f"{run.server} at {run.rate:g} {RATE}, round {run.round}") for run in compare.runs]
     bad = [f"INVALID, left out: {where}: {run.invalid}" for run, where in runs if run.invalid is not None]
-    return bad + [f"STOPPED EARLY: {where}: {run.stopped}" for run, where in runs if run.stopped is not None]
+    return bad + [f"STOPPED EARLY, left out: {where}: {run.stopped}" for run, where in runs if run.stopped is not None]

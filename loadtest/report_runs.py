@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from loadtest import figures, page, stages
+from loadtest import figures, page
+from loadtest import stage_figures as stages
 from loadtest.bars import stacks, timeline
 from loadtest.charts import plot
 from loadtest.metrics import measure

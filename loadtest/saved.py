@@ -85,7 +85,10 @@ class ComparedRun(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Server `a` against `b` at a rate under an SLO: goodput, and its ratio with a 95 % interval where there is one."""
+    """Server `a` against `b` at a rate under an SLO: goodput, and its ratio with a 95 % interval.
+
+    Ratio and ends are None where they are infinite: a server without any goodput is divided by.
+    """
 
     slo: int
     rate: float
@@ -131,11 +134,12 @@ class SavedCompare(msgspec.Struct, frozen=True, tag_field="format", tag=COMPARE_
     comparisons: tuple[Comparison, ...]
     capacity: tuple[Capacity, ...]
     stages: tuple[StageTime, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def good_runs(self) -> Sequence[ComparedRun]:
-        """Those that the client measured properly."""
-        return [run for run in self.runs if run.invalid is None]
+        """Those that were measured properly and to their end."""
+        return [run for run in self.runs if run.invalid is None and run.stopped is None]
 
     @property
     def rates(self) -> Sequence[float]:

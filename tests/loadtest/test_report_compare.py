@@ -47,10 +47,36 @@ def test_the_ratio_has_its_interval_and_a_line_at_one(content: dict[str, Any]) -
     assert ratio.points == [(one["rate"], one["ratio"]) for one in given]
     assert ratio.spans == [(one["low"], one["high"]) for one in given]
     assert [value for _, value in line.points] == [1.0, 1.0]
-    unknown = [one | {"ratio": None, "low": None, "high": None, "verdict": "open"} for one in given]
-    compare = as_read(content, comparisons=unknown)
-    assert shown.ratio_by_rate(compare, 0)[0].points == []
-    assert shown.slo_table(compare, 0)[1][-2:] == ["-", "too close to call"]
+
+
+def test_a_ratio_without_an_end_is_told_as_infinite(content: dict[str, Any]) -> None:
+    given = [one for one in content["comparisons"] if one["slo"] == 0]
+    changes: list[dict[str, Any]] = [
+        {"ratio": 2.0, "low": 1.5, "high": None, "verdict": "a"},
+        {"ratio": None, "low": 1.2, "high": None, "verdict": "a", "goodput_b": 0.0},
+        {"ratio": None, "low": 0.0, "high": None, "verdict": "open", "goodput_a": 0.0, "goodput_b": 0.0},
+    ]
+    compare = as_read(content, comparisons=[one | change for one, change in zip(given, changes, strict=False)])
+    series = shown.ratio_by_rate(compare, 0)[0]
+    assert (series.points, series.spans) == ([(RATES[0], 2.0)], [(1.5, 3.0)])
+    assert [row[-2:] for row in shown.slo_table(compare, 0)[1:]] == [
+        ["2.00 (1.50 to ∞)", "prefill=2,decode=2"],
+        ["∞ (1.20 to ∞)", "prefill=2,decode=2"],
+        ["-", "too close to call"],
+        ["-", "-"],
+    ]
+
+
+def test_stages_of_other_names_are_listed_and_only_known_ones_drawn(content: dict[str, Any]) -> None:
+    extra = [
+        {"server": "mixed=4", "rate": RATES[0], "stage": stage, "mean_s": 0.5, "p50_s": 0.5, "p99_s": 0.5}
+        for stage in ("network and client", '"<odd>"')
+    ]
+    sections = "".join(shown.compare_sections("x", as_read(content, stages=content["stages"] + extra)))
+    assert 'class="rest"' in sections
+    assert "network and client</th>" in sections
+    assert "&lt;odd&gt;" in sections
+    assert "<odd>" not in sections
 
 
 def test_error_bars_are_drawn() -> None:
@@ -74,11 +100,19 @@ def test_latency_is_shown_at_the_highest_rate_that_both_hold(content: dict[str, 
 
 
 def test_an_invalid_run_is_named_and_left_out(content: dict[str, Any]) -> None:
-    runs = [run | {"invalid": "late <client>"} if run["round"] == 0 else run for run in content["runs"]]
+    runs = [
+        run | {"invalid": "late <client>"}
+        if run["round"] == 0
+        else run | {"stopped": "gone"}
+        if run["round"] == 1
+        else run
+        for run in content["runs"]
+    ]
     compare = as_read(content, runs=runs)
-    assert len(shown.goodput_by_rate(compare, 0)[1].points) == 2 * len(RATES)
+    assert len(shown.goodput_by_rate(compare, 0)[1].points) == len(RATES)
     sections = "".join(shown.compare_sections("x", compare))
     assert "INVALID, left out: mixed=4 at 2 requests/s, round 0: late &lt;client&gt;" in sections
+    assert "STOPPED EARLY, left out: mixed=4 at 2 requests/s, round 1: gone" in sections
 
 
 def test_the_page(

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from loadtest import stages
+from loadtest import stage_figures as stages
 from loadtest.bars import Stack, stacks
 from loadtest.cli import main
 from loadtest.record import Record

@@ -95,7 +95,9 @@ def stage_times(records: Sequence[Record]) -> dict[str, Summary]:
 
 def stack(name: str, means_s: dict[str, float | None], without: Sequence[str] = ()) -> Stack:
     """Mean times as a row, ms."""
-    return Stack(name, tuple((part, (mean_s or 0.0) * 1e3) for part, mean_s in means_s.items() if part not in without))
+    return Stack(
+        name, tuple((part, max(0.0, mean_s or 0.0) * 1e3) for part, mean_s in means_s.items() if part not in without)
+    )
 
 
 def workers_of(records: Sequence[Record], side: Side) -> list[Worker]:
