@@ -3,6 +3,7 @@
 #   make up ARGS="--port 9000"   with flags of `runtime up`      make check   format, lint, types
 #   make up EXTRAS=tpu           with the TPU build of jax       make clean   remove what was made here
 #   make compile ARGS="..."      runtime compile: a topology's programs for a TPU that need not be there
+#   make bench                   time the server with fixed loads, and say what became worse since the last time
 #   make kernels                 compile every kernel for every TPU, without one; ARGS="--op kv_write" does a part
 SHELL := /bin/sh
 VENV := .venv
@@ -22,7 +23,7 @@ comma := ,
 SERVE := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 DEVELOP := $(VENV)/.installed-test
 
-.PHONY: up compile kernels test check format clean
+.PHONY: up compile bench kernels test check format clean
 
 up: $(SERVE)
 	@exec $(BIN)/runtime up $(ARGS)
@@ -30,6 +31,9 @@ up: $(SERVE)
 compile:
 	@$(MAKE) --no-print-directory EXTRAS=tpu $(VENV)/.installed-tpu
 	@exec $(BIN)/runtime compile $(ARGS)
+
+bench: $(SERVE)
+	@exec $(BIN)/python -m loadtest.suite $(ARGS)
 
 test: $(DEVELOP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

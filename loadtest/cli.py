@@ -16,7 +16,7 @@ usage: loadtest COMMAND [FLAGS]
   sweep URL       find the highest rate at which enough requests are inside the objectives
   compare A B...  send one load to several servers or topologies in turn, and say which serves more of it
   eval URL        ask a server the problems of a file, and print how many it solves
-  report FILE...  make one HTML page of saved runs and sweeps, overlaid
+  report FILE...  make one HTML page of saved runs, sweeps and comparisons
 
 `loadtest COMMAND --help` lists a command's flags with their units and defaults.
 """

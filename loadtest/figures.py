@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from loadtest.charts import Bar, Series
+from loadtest.bars import Bar
+from loadtest.charts import Series
 from loadtest.record import Record
 from loadtest.search import Judged
 from loadtest.statistics import Summary
@@ -112,7 +113,7 @@ def attainment_by_rate(sweeps: Sequence[tuple[str, Sequence[Judged]]], target: f
             series.append(Series(name=name, points=points, colour=colour, is_dashed=True))
     every = [one.rate for _, rates in sweeps for one in rates]
     line = [(min(every), target), (max(every), target)] if every else []
-    return [*series, Series(name=f"target {target:.0%}", points=line, colour=len(sweeps), is_dashed=True)]
+    return [*series, Series(name=f"target {target:.0%}", points=line, is_reference=True, is_dashed=True)]
 
 
 def goodput_by_rate(sweeps: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> list[Series]:
@@ -122,7 +123,7 @@ def goodput_by_rate(sweeps: Sequence[tuple[str, Sequence[tuple[float, float]]]])
         for colour, (name, points) in enumerate(sweeps)
     ]
     most = max((rate for _, points in sweeps for rate, _ in points), default=0.0)
-    return [*series, Series(name="all inside", points=[(0, 0), (most, most)], colour=len(sweeps), is_dashed=True)]
+    return [*series, Series(name="all inside", points=[(0, 0), (most, most)], is_reference=True, is_dashed=True)]
 
 
 def done(records: Sequence[Record]) -> list[Record]:
