@@ -77,7 +77,12 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_same(self) -> bool:
         """Whether no difference that matters is left open."""
-        return self.low is not None and self.high is not None and self.low >= 1 - SAME and self.high <= 1 + SAME
+        return is_same(self.low, self.high)
+
+
+def is_same(low: float | None, high: float | None) -> bool:
+    """Whether a ratio whose interval this is differs from 1 by nothing that matters."""
+    return low is not None and high is not None and low >= 1 - SAME and high <= 1 + SAME
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):

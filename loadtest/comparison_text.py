@@ -74,7 +74,8 @@ def conclusions(
     emulated: dict[str, str],
 ) -> list[str]:
     """One sentence per SLO and server that is compared with the last. `emulated` is the label of servers that are."""
-    mark = f" EMULATED ({emulated_text(emulated)})." if emulated else ""
+    short = {name: label.partition(":")[0] for name, label in emulated.items()}
+    mark = f" EMULATED ({emulated_text(short)})." if emulated else ""
     sentences = list[str]()
     for index, slo in enumerate(slos):
         for name in servers[:-1]:

@@ -207,7 +207,7 @@ def _compared(one: Comparison | None) -> list[str]:
 
 
 def _better(one: Comparison) -> str:
-    return {"a": one.a, "b": one.b, "open": "too close to call"}[one.verdict]
+    return {"a": one.a, "b": one.b, "open": "the same" if one.is_same else "too close to call"}[one.verdict]
 
 
 def _how_held(compare: SavedCompare) -> str:

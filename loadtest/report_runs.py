@@ -8,7 +8,8 @@ from loadtest.bars import stacks, timeline
 from loadtest.charts import plot
 from loadtest.metrics import measure
 from loadtest.record import Record
-from loadtest.saved import EMULATED, SavedRun
+from loadtest.saved import SavedRun
+from loadtest.server import EMULATED
 from loadtest.summary import shown_ms
 
 Runs = Sequence[tuple[str, SavedRun]]

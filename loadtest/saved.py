@@ -6,16 +6,15 @@ from typing import Any, Literal
 
 import msgspec
 
+from loadtest.compare_result import FORMAT as COMPARE_FORMAT
+from loadtest.comparison import is_same
 from loadtest.errors import UsageError
 from loadtest.record import Record
 from loadtest.results import FORMAT as RUN_FORMAT
 from loadtest.search import Goal, Judged
+from loadtest.server import EMULATED
 from loadtest.slo import Verdict
 from loadtest.sweep import FORMAT as SWEEP_FORMAT
-
-COMPARE_FORMAT = "loadtest-compare/1"
-EMULATED = "emulated"
-"""How the engine of a server begins that does not compute: its steps last as long as a table says."""
 
 
 class SavedRun(msgspec.Struct, frozen=True, tag_field="format", tag=RUN_FORMAT):
@@ -100,6 +99,11 @@ class Comparison(msgspec.Struct, frozen=True):
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both had goodput and no difference that matters is left open."""
+        return bool(self.goodput_a and self.goodput_b) and is_same(self.low, self.high)
 
 
 class Capacity(msgspec.Struct, frozen=True):

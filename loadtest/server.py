@@ -9,6 +9,7 @@ from loadtest.errors import UsageError
 
 TIMEOUT_S = 10.0
 EMULATED = "emulated"
+"""How the engine of a server begins that does not compute: its steps last as long as a table says."""
 
 
 def inspect(address: Address, api_key: str | None, model: str | None) -> tuple[str, dict[str, Any]]:
