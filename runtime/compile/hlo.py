@@ -19,7 +19,8 @@ _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+(?:e\w+)?)\[([\d,]*)\](\{[^{}]*\})?")
 _NAME = re.compile(r"%([\w.\-<>]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_VALUE = re.compile(r"\s*constant\((\d+)\)")
+_DIRECTION = re.compile(r"direction=(\w\w)")
 _KERNEL = re.compile(r'custom_call_target="tpu_custom_call".*?op_name="[^"]*?(\w+)/pallas_call')
 _CALLED = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-<>]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -37,7 +38,8 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     """One instruction. `cycles` is the compiler's estimate, None where it has none.
 
     `arrays` are those of the result, flat. `called` has the computations by role: `calls`, `body`, ...; the branches of
-    a conditional are in `branches`. `kernel` names a Pallas kernel, `trips` is how often a loop runs if that is known.
+    a conditional are in `branches`. `kernel` names a Pallas kernel; `value` is that of a whole constant, `direction`
+    that of a comparison, as `LT`.
     """
 
     name: str
@@ -48,7 +50,8 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     called: dict[str, str] = {}
     branches: tuple[str, ...] = ()
     kernel: str | None = None
-    trips: int | None = None
+    value: int | None = None
+    direction: str | None = None
 
 
 class Module(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +66,16 @@ class Module(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(
             each.kernel for instructions in self.computations.values() for each in instructions if each.kernel
         )
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a `while` runs: jax's loops count from 0 to a constant that their condition compares with.
+
+        None if the condition is another one.
+        """
+        condition = self.computations[loop.called["condition"]]
+        constants = {each.name: each.value for each in condition if each.value is not None}
+        root = condition[-1]
+        return constants.get(root.operands[-1]) if root.opcode == "compare" and root.direction == "LT" else None
 
 
 def parse_module(text: str) -> Module:
@@ -87,7 +100,8 @@ def _instruction(name: str, rest: str) -> Instruction:
     if opcode is None:
         raise ValueError(f"instruction {name}: no operation in {rest[:80]!r}")
     closed = opcode.end() + _closing(tail[opcode.end() :])
-    cycles, trips, kernel = _CYCLES.search(tail), _TRIPS.search(tail), _KERNEL.search(tail)
+    cycles, kernel = _CYCLES.search(tail), _KERNEL.search(tail)
+    value, direction = _VALUE.match(tail), _DIRECTION.search(tail)
     branches = _BRANCHES.search(tail)
     called = dict(_CALLED.findall(tail[closed:]))
     either = tuple(called[role] for role in ("true_computation", "false_computation") if role in called)
@@ -100,7 +114,8 @@ def _instruction(name: str, rest: str) -> Instruction:
         called=called,
         branches=tuple(_NAME.findall(branches[1])) if branches else either,
         kernel=kernel[1] if kernel else None,
-        trips=int(trips[1]) if trips else None,
+        value=int(value[1]) if value else None,
+        direction=direction[1] if direction else None,
     )
 
 

@@ -43,7 +43,8 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
 
 class Walked(msgspec.Struct, frozen=True, kw_only=True):
     """What a call lasts. `core_s` is the sum over the instructions, `hbm_s` what HBM needs for their bytes; `step_s`
-    is at least as long as either. `unestimated` counts instructions whose time is only that of their results' bytes.
+    is at least as long as either. `unestimated` counts instructions whose time is only that of their results' bytes,
+    and loops of unknown trips.
     """
 
     step_s: float
@@ -164,7 +165,9 @@ class _Walk:
         return clock
 
     def _loop(self, each: Instruction, clock: _Clock, copies: dict[str, float]) -> _Clock:
-        for _ in range(1 if each.trips is None else each.trips):
+        trips = self._module.trips(each)
+        clock.unestimated += trips is None
+        for _ in range(1 if trips is None else trips):
             clock = self.computation(each.called["body"], self.computation(each.called["condition"], clock))
         return clock
 
