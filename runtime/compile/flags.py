@@ -100,7 +100,7 @@ def parse_compile(arguments: Sequence[str]) -> Flags | None:
         json=_writable(_JSON, own),
         step_times=_writable(_STEP_TIMES, own),
         link_bytes_per_s=_link_gbytes_per_s(own, target) * 1e9,
-        link_latency_s=own.get(_LATENCY, LINK_LATENCY_US) * 1e-6,
+        link_latency_s=own.get(_LATENCY, LINK_LATENCY_US) / 1e6,
     )
 
 

@@ -138,4 +138,4 @@ def _array(dtype: str, dims: str, layout: str) -> Array:
     bits = _BITS.search(dtype)
     size = int(bits[0]) if bits else 8  # a predicate takes a byte
     num_bytes = math.prod(int(dim) for dim in dims.split(",") if dim) * size // 8
-    return Array(num_bytes, "S(" not in layout)
+    return Array(num_bytes, bool(dims) and "S(" not in layout)  # a scalar is where the core keeps its numbers
