@@ -5,7 +5,7 @@ Tracing and compiling run in a few threads: XLA compiles without the interpreter
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from threading import Lock
@@ -72,6 +72,11 @@ class Programs:
         if key not in self._compiled:
             self._compile(key)
         return self._compiled[key]
+
+    def compile_with(self, key: Key, options: Mapping[str, Any]) -> jax.stages.Compiled:
+        """The program compiled with options of the compiler, for what it tells then; not kept."""
+        with jax.default_matmul_precision(self._precision), compat.traced_for(self._mesh):
+            return self._lower[key]().compile(compiler_options=dict(options))
 
     def compile_all(self, progress: Progress) -> None:
         """Compiles what is not compiled yet. `progress` is called from this thread."""

@@ -50,9 +50,7 @@ def decode_program(shape: Shape) -> DecodeProgram:
 
 def prefill_program(shape: Shape) -> PrefillProgram:
     """How to read the prefill kernel's schedule at the config that it takes itself."""
-    heads = shape.heads
-    key = PrefillKey(heads.group, heads.num_kv_heads, heads.head_dim, shape.itemsize)
-    config = choose_prefill(key, CHUNK_TOKENS, shape.page_size, CONTEXT_TOKENS // shape.page_size)
+    heads, config = shape.heads, prefill_config(shape)
     num_parts = heads.num_kv_heads // config.kv_heads
     block_pages = config.key_tokens // shape.page_size
 
@@ -74,11 +72,18 @@ def prefill_program(shape: Shape) -> PrefillProgram:
     )
 
 
-def prefill_work(config: PrefillConfig, num_parts: int, context: int) -> PrefillWork:
+def prefill_config(shape: Shape) -> PrefillConfig:
+    """The config that the prefill kernel takes for a chunk of `CHUNK_TOKENS`."""
+    heads = shape.heads
+    key = PrefillKey(heads.group, heads.num_kv_heads, heads.head_dim, shape.itemsize)
+    return choose_prefill(key, CHUNK_TOKENS, shape.page_size, CONTEXT_TOKENS // shape.page_size)
+
+
+def prefill_work(config: PrefillConfig, num_parts: int, context: int, num_tokens: int = CHUNK_TOKENS) -> PrefillWork:
     """Trips for a chunk that ends a context: blocks before a query block need no mask, later ones up to its end do."""
     query_blocks = unmasked = masked = steps = 0
     key_step = min(KEY_STEP, config.key_tokens)
-    for first in range(context - CHUNK_TOKENS, context, config.query_tokens):
+    for first in range(context - num_tokens, context, config.query_tokens):
         stop = min(first + config.query_tokens, context)
         full = first // config.key_tokens
         query_blocks += 1
@@ -91,13 +96,17 @@ def prefill_work(config: PrefillConfig, num_parts: int, context: int) -> Prefill
 def move_programs() -> Iterator[tuple[MoveProgram, Case]]:
     """The kernels that move, at the heads of the smallest named model."""
     for page_size in MOVE_PAGE_SIZES:
-        shape = Shape("", MODELS["deepseek-r1-distill-qwen-1.5b"], page_size)
-        yield _decode_write(shape)
-        yield _prefill_write(shape)
-        for case in (gather_case(shape), scatter_case(shape)):
-            num_pages = CHUNK_TOKENS // page_size
-            moved_bytes = 2 * shape.page_bytes * shape.heads.num_layers
-            yield MoveProgram(case.op, case.shape, "page, all layers", num_pages, 1, moved_bytes, "outermost"), case
+        yield from moves_of(Shape("", MODELS["deepseek-r1-distill-qwen-1.5b"], page_size))
+
+
+def moves_of(shape: Shape) -> Iterator[tuple[MoveProgram, Case]]:
+    """The kernels that move: the write of tokens apart and of tokens in a row, gather and scatter."""
+    yield _decode_write(shape)
+    yield _prefill_write(shape)
+    for case in (gather_case(shape), scatter_case(shape)):
+        num_pages = CHUNK_TOKENS // shape.page_size
+        moved_bytes = 2 * shape.page_bytes * shape.heads.num_layers
+        yield MoveProgram(case.op, case.shape, "page, all layers", num_pages, 1, moved_bytes, "outermost"), case
 
 
 def _decode_write(shape: Shape) -> tuple[MoveProgram, Case]:

@@ -31,8 +31,9 @@ def run(argv: Sequence[str]) -> int:
     report = Report()
     topology = _topology(flags)
     name, config = _model(flags.settings, report)
+    if flags.step_times is not None:
+        check_step_times(config, topology)
     outcome = _compile(flags, name, config, topology, report)
-    print_outcome(outcome, report)
     if flags.json is not None:
         flags.json.write_bytes(msgspec.json.format(msgspec.json.encode(document(outcome)), indent=2) + b"\n")
     return 0 if outcome.is_good else 1
@@ -59,10 +60,11 @@ def _compile(flags: Flags, name: str, config: ModelConfig, topology: Topology, r
         topology=topology,
         devices=tuple(devices),
         hbm_bytes=flags.target.hbm_bytes,
+        kept=None if flags.step_times is None else {},
     )
     started = time.perf_counter()
     slices = compile_slices(request, report)
-    return Outcome(
+    outcome = Outcome(
         model=name,
         dtype=config.dtype,
         target=str(flags.target),
@@ -74,6 +76,12 @@ def _compile(flags: Flags, name: str, config: ModelConfig, topology: Topology, r
         compile_s=time.perf_counter() - started,
         slices=slices,
     )
+    print_outcome(outcome, report)
+    if flags.step_times is not None and outcome.is_good:
+        from runtime.compile.step_table import write_step_times
+
+        write_step_times(flags, request, outcome, report)
+    return outcome
 
 
 def _topology(flags: Flags) -> Topology:
@@ -85,6 +93,14 @@ def _topology(flags: Flags) -> Topology:
             f"{asked}: needs {topology.num_devices} devices; allowed: at most the {num_devices} of {flags.target}"
         )
     return topology
+
+
+def check_step_times(config: ModelConfig, topology: Topology) -> None:
+    """Raises UsageError for what a step-time table cannot be estimated of."""
+    if any(len(part.devices) != 1 for part in topology.slices):
+        raise UsageError(f"--step-times with {topology}: allowed: slices of one device")
+    if any(window is not None for window in config.windows):
+        raise UsageError("--step-times: allowed: models without a sliding window")
 
 
 def _model(settings: Settings, report: Report) -> tuple[str, ModelConfig]:

@@ -1,8 +1,9 @@
 """The command line of `runtime compile`: the flags of `runtime up`, as a launch line has them, and two more."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -11,10 +12,15 @@ from runtime.cli.flag import Flag
 from runtime.cli.flag_table import FLAGS
 from runtime.cli.flags import read_options_and
 from runtime.cli.help_text import group_text
-from runtime.cli.values import text
+from runtime.cli.values import number, text
 from runtime.errors import UsageError
 from runtime.known_models import KNOWN_MODELS
 from runtime.settings import REAL_ENGINE, Settings
+
+LINK_GBYTES_PER_S = {"v5e": 50.0, "v6e": 100.0}
+"""Published bandwidth of a chip's links (v6e: 800 GB/s over 4 ports, both ways together), for one link and one way."""
+LINK_LATENCY_US = 10.0
+"""Assumed; nothing is published."""
 
 _GROUP = "this command"
 _USED_GROUPS = ("devices and slices", "memory and batching")
@@ -27,7 +33,20 @@ _JSON = Flag(
     names=("--json",), field=None, group=_GROUP, metavar="FILE", value=text("a file to write"), default="none",
     effect="also write everything that was found to this file",
 )  # fmt: skip
-_OWN = (_TARGET, _JSON)
+_STEP_TIMES = Flag(
+    names=("--step-times",), field=None, group=_GROUP, metavar="FILE", value=text("a file to write"), default="none",
+    effect="also write a step-time table for `runtime up --engine emulated:FILE`, from the compiler's estimates",
+)  # fmt: skip
+_LINK = Flag(
+    names=("--link-gbytes-per-s",), field=None, group=_GROUP, metavar="N", value=number(0, 1e6, unit="GB/s"),
+    default=", ".join(f"{name} {rate:g}" for name, rate in LINK_GBYTES_PER_S.items()),
+    effect="of that table: what KV moves at from slice to slice; one link between neighbours, one way",
+)  # fmt: skip
+_LATENCY = Flag(
+    names=("--link-latency-us",), field=None, group=_GROUP, metavar="N", value=number(0, 1e6, unit="microseconds"),
+    default=f"{LINK_LATENCY_US:g}", effect="of that table: what every transfer takes besides",
+)  # fmt: skip
+_OWN = (_TARGET, _JSON, _STEP_TIMES, _LINK, _LATENCY)
 
 _INTRO = f"""\
 usage: runtime compile [FLAGS]
@@ -53,6 +72,9 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     target: Target
     json: Path | None
+    step_times: Path | None
+    link_bytes_per_s: float
+    link_latency_s: float
 
 
 def parse_compile(arguments: Sequence[str]) -> Flags | None:
@@ -74,8 +96,14 @@ def parse_compile(arguments: Sequence[str]) -> Flags | None:
         target = parse_target(own.get(_TARGET, _TARGET.default))
     except ValueError as error:
         raise UsageError(f"--{error}") from None
-    path = own.get(_JSON)
-    return Flags(settings=settings, target=target, json=None if path is None else _writable(path))
+    return Flags(
+        settings=settings,
+        target=target,
+        json=_writable(_JSON, own),
+        step_times=_writable(_STEP_TIMES, own),
+        link_bytes_per_s=_link_gbytes_per_s(own, target) * 1e9,
+        link_latency_s=own.get(_LATENCY, LINK_LATENCY_US) / 1e6,
+    )
 
 
 def help_text() -> str:
@@ -84,8 +112,16 @@ def help_text() -> str:
     return "\n".join([_INTRO, group_text(_GROUP, _OWN), *groups, _EPILOG])
 
 
-def _writable(path: str) -> Path:
+def _writable(flag: Flag, own: Mapping[Flag, Any]) -> Path | None:
     """Found out now, not after minutes of compiling."""
-    if not Path(path).resolve().parent.is_dir() or Path(path).is_dir():
-        raise UsageError(f"--json {path!r}: allowed: a file in a folder that exists")
-    return Path(path)
+    path = own.get(flag)
+    if path is not None and (not Path(path).resolve().parent.is_dir() or Path(path).is_dir()):
+        raise UsageError(f"{flag.name} {path!r}: allowed: a file in a folder that exists")
+    return None if path is None else Path(path)
+
+
+def _link_gbytes_per_s(own: Mapping[Flag, Any], target: Target) -> float:
+    given: float | None = own.get(_LINK, LINK_GBYTES_PER_S.get(target.generation))
+    if given is None and _STEP_TIMES in own:
+        raise UsageError(f"--step-times: no link bandwidth is known of {target}; allowed: with {_LINK.name}")
+    return given or 1.0

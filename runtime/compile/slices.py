@@ -4,18 +4,21 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import msgspec
 
+from kernels.implementations import Implementation
 from runtime.attention_backend import choose_backend
+from runtime.buckets import Buckets
 from runtime.cli.console import Report
 from runtime.compile.memory import Need, Static, plan_static
 from runtime.compile.outcome import ProgramOutcome, SliceOutcome
+from runtime.compile.step_program import STEP_KINDS, StepProgram, compile_step
 from runtime.device_state import RowWriter
 from runtime.engine_programs import INIT, EngineParts, build_programs, engine_parts
-from runtime.kv_cache import DEFAULT_MEM_FRACTION, pool_shape
+from runtime.kv_cache import DEFAULT_MEM_FRACTION, PoolShape, pool_shape
 from runtime.kv_mover import chunk_heads_of
 from runtime.model_config import ModelConfig
 from runtime.placement import Placement
@@ -29,13 +32,17 @@ _COMPILE_THREADS = 2
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to compile for what. `hbm_bytes` is the memory of one device; `devices` are the target's."""
+    """What to compile for what. `hbm_bytes` is the memory of one device; `devices` are the target's.
+
+    With `kept` the step programs are read, and put there by their keys.
+    """
 
     settings: Settings
     config: ModelConfig
     topology: Topology
     devices: tuple[jax.Device, ...]
     hbm_bytes: int
+    kept: dict[Key, StepProgram] | None = None
 
 
 def compile_slices(request: Request, report: Report) -> tuple[SliceOutcome, ...]:
@@ -50,16 +57,44 @@ def compile_slices(request: Request, report: Report) -> tuple[SliceOutcome, ...]
     return tuple(_compile_alike(request, parts, report) for parts in alike.values())
 
 
-def _compile_alike(request: Request, parts: Sequence[Slice], report: Report) -> SliceOutcome:
-    settings, config, first = request.settings, request.config, parts[0]
-    sizes, tp = settings.sizes_for("tpu"), len(first.devices)
+def compile_steps(request: Request, buckets: Buckets, report: Report) -> tuple[ProgramOutcome, ...]:
+    """Compiles the step programs of these buckets that are not in `request.kept` yet, on one device."""
+    planned = _plan(request, 1)
+    engine = planned.engine(request, "mixed", request.devices[:1])._replace(buckets=buckets)
+    return _compile_programs(engine, "compiling for step times", report, request.kept, skip_others=True)
+
+
+class _Planned(NamedTuple):
+    """What is known of slices of one width before anything is compiled."""
+
+    kernels: Implementation
+    reason: str
+    pool: PoolShape
+    static: Static
+
+    def engine(self, request: Request, role: Role, devices: Sequence[jax.Device]) -> EngineParts:
+        """The engine of a slice on these devices."""
+        settings, config, placement = request.settings, request.config, Placement(devices)
+        return engine_parts(
+            config,
+            params_struct(config, placement),
+            engine_spec(settings, config, "tpu", num_pages=self.static.num_pages, page_bytes=self.pool.page_bytes),
+            role=role,
+            devices=placement.devices,
+            use_sort=settings.use_sort_for_toppk_minp,
+            kernels=self.kernels,
+            chunk_heads=chunk_heads_of(config.num_kv_heads, _widths(request.topology)),
+        )
+
+
+def _plan(request: Request, tp: int) -> _Planned:
+    settings, config = request.settings, request.config
+    sizes = settings.sizes_for("tpu")
     kernels, reason = choose_backend(settings.attention_backend, "tpu", config, sizes.page_size, tp)
-    placement = Placement([request.devices[index] for index in first.devices])
-    params = params_struct(config, placement)
     pool = pool_shape(config, sizes.page_size, "tpu", tp, kernels=kernels != "xla")
     static = plan_static(
         pool,
-        weights_bytes=_bytes_per_device(params),
+        weights_bytes=_bytes_per_device(params_struct(config, Placement(request.devices[:tp]))),
         hbm_bytes=request.hbm_bytes,
         mem_fraction=settings.mem_fraction_static or DEFAULT_MEM_FRACTION,
         num_devices=tp,
@@ -67,52 +102,63 @@ def _compile_alike(request: Request, parts: Sequence[Slice], report: Report) -> 
         num_rows=sizes.max_running_requests,
         max_context_tokens=context_tokens(settings, config),
     )
+    return _Planned(kernels, reason, pool, static)
+
+
+def _compile_alike(request: Request, parts: Sequence[Slice], report: Report) -> SliceOutcome:
+    first = parts[0]
+    sizes, tp = request.settings.sizes_for("tpu"), len(first.devices)
+    planned = _plan(request, tp)
     programs: tuple[ProgramOutcome, ...] = ()
     need = None
-    if not static.missing_bytes:
-        engine = engine_parts(
-            config,
-            params,
-            engine_spec(settings, config, "tpu", num_pages=static.num_pages, page_bytes=pool.page_bytes),
-            role=first.role,
-            devices=placement.devices,
-            use_sort=settings.use_sort_for_toppk_minp,
-            kernels=kernels,
-            chunk_heads=chunk_heads_of(config.num_kv_heads, _widths(request.topology)),
-        )
-        programs = _compile_programs(engine, f"compiling {first.role}", report)
-        need = _need(static, engine, programs)
+    if not planned.static.missing_bytes:
+        engine = planned.engine(request, first.role, [request.devices[index] for index in first.devices])
+        programs = _compile_programs(engine, f"compiling {first.role}", report, request.kept)
+        need = _need(planned.static, engine, programs)
     return SliceOutcome(
         role=first.role,
         names=tuple(part.name for part in parts),
         tp=tp,
-        attention=f"{kernels} ({reason})" if reason else kernels,
+        attention=f"{planned.kernels} ({planned.reason})" if planned.reason else planned.kernels,
         page_size=sizes.page_size,
         num_rows=sizes.max_running_requests,
-        static=static,
+        static=planned.static,
         programs=programs,
         need=need,
     )
 
 
-def _compile_programs(engine: EngineParts, label: str, report: Report) -> tuple[ProgramOutcome, ...]:
+def _compile_programs(
+    engine: EngineParts,
+    label: str,
+    report: Report,
+    kept: dict[Key, StepProgram] | None,
+    *,
+    skip_others: bool = False,
+) -> tuple[ProgramOutcome, ...]:
+    """With `skip_others` only the step programs that are not kept yet."""
     writer = RowWriter(engine.spec.num_rows, engine.table_width, engine.spec.vocab_size)
     programs = build_programs(engine, writer)
+    keys = [key for key in programs if not skip_others or (key.kind in STEP_KINDS and key not in (kept or {}))]
     outcomes: dict[Key, ProgramOutcome] = {}
     with report.progress(label, "programs") as advance, ThreadPoolExecutor(_COMPILE_THREADS) as threads:
         futures: Mapping[Future[ProgramOutcome], Key] = {
-            threads.submit(_compile_one, programs, key): key for key in programs
+            threads.submit(_compile_one, programs, key, kept): key for key in keys
         }
         for future in as_completed(futures):
             outcomes[futures[future]] = future.result()
-            advance(len(outcomes), len(programs))
-    return tuple(outcomes[key] for key in programs)
+            advance(len(outcomes), len(keys))
+    return tuple(outcomes[key] for key in keys)
 
 
-def _compile_one(programs: Programs, key: Key) -> ProgramOutcome:
+def _compile_one(programs: Programs, key: Key, kept: dict[Key, StepProgram] | None) -> ProgramOutcome:
     started = time.perf_counter()
     try:
-        memory: Any = programs.compiled(key).memory_analysis()
+        if kept is not None and key.kind in STEP_KINDS:
+            compiled, kept[key] = compile_step(programs, key)
+        else:
+            compiled = programs.compiled(key)
+        memory: Any = compiled.memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         return ProgramOutcome(name=str(key), compile_s=time.perf_counter() - started, error=_one_line(error))
     return ProgramOutcome(
