@@ -20,7 +20,8 @@ from runtime.sampling_params import SamplingParams
 class Lease:
     """A group's promise: `shared` pages hold the prompt's full pages, `own` each choice's tail and first growth.
 
-    The first `cached_tokens` tokens have KV already: their pages were found in the cache and pinned.
+    The first `cached_tokens` tokens have KV already: their pages were found in the cache and pinned. The latest of
+    the chunks that have come lies on the slice since `kv_at`, 0 before any has.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Lease:
         self.covered: list[tuple[int, int]] = [(0, cached_tokens)] if cached_tokens else []
         self.dropped: set[int] = set()
         self.start: StartDecode | None = None
+        self.kv_at = 0.0
 
     @property
     def age(self) -> tuple[int, int]:
@@ -59,6 +61,7 @@ class Sequence:
     """A running choice. `length` tokens have KV and `outputs` were sampled, counting what is dispatched.
 
     `tokens` are the prompt and the sampled tokens that were read; with `prefix` they name what its pages hold.
+    `kv_at` is when its KV was complete, until the gateway was told of its first step; None for a local one.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Sequence:
         self.outputs = 0
         self.params = params
         self.prefix = prefix
+        self.kv_at: float | None = None
 
     @property
     def age(self) -> tuple[int, int]:
@@ -181,6 +185,7 @@ class DecodePhase:
             full = slice(first, ready.token_end // page)
             self._pool.register(lease.shared[full], lease.reserve.prefix.digests[full])
         lease.covered.append((ready.token_start, ready.token_end))
+        lease.kv_at = max(lease.kv_at, ready.moved_at)
         return Insert(ready, tuple(source), tuple(pages))
 
     def start(self, message: StartDecode, fence: int) -> tuple[int, ...]:
@@ -211,6 +216,7 @@ class DecodePhase:
     def _begin(self, lease: Lease, start: StartDecode, choice: int, token: int) -> RowState:
         sequence = self._sequence(lease, choice, start.tokens, start.params)
         sequence.tokens.append(token)
+        sequence.kv_at = lease.kv_at
         output = (*start.tokens[start.prompt_tokens :], token)
         sequence.outputs = len(output)
         return RowState(

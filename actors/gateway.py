@@ -1,8 +1,9 @@
 """The gateway: owner of the ledger, the only actor that clients see and the only one that raises an attempt.
 
 In: `Submit`, `Disconnect`, `Drain` from clients; `Refused`, `SchedulerReport` from the scheduler; `PrefillStarted`,
-`TokensSampled`, `Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and exactly one terminal
-event to each client. It never waits for anybody but its inbox: a client that does not keep up loses its own stream.
+`DecodeStarted`, `TokensSampled`, `Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and
+exactly one terminal event to each client. It never waits for anybody but its inbox: a client that does not keep up
+loses its own stream.
 
 What the scheduler reports is compared with the ledger: what it does not have any more starts another attempt, and what
 the ledger does not want any more is aborted again. So is an attempt of which a token was lost on its way here.
@@ -20,6 +21,7 @@ from actors.messages import (
     Address,
     Admit,
     Completed,
+    DecodeStarted,
     Delta,
     Disconnect,
     Drain,
@@ -91,11 +93,13 @@ class GatewayActor:
                 self._submit(ctx, message)
             case TokensSampled():
                 for key, cached_tokens in message.cached:
-                    self._prefill_started(key, cached_tokens)
+                    self._note_cached(key, cached_tokens)
                 for sampled in message.tokens:
                     self._token(ctx, sampled)
             case PrefillStarted():
-                self._prefill_started(message.key, message.cached_tokens)
+                self._prefill_started(message)
+            case DecodeStarted():
+                self._decode_started(message)
             case Preempted():
                 self._retry(ctx, message.key, message.choices)
             case Refused():
@@ -177,6 +181,7 @@ class GatewayActor:
                 prompt_tokens=len(submit.prompt),
                 completion_tokens=record.completion_tokens,
                 cached_tokens=record.cached_tokens or 0,
+                timings=tuple(choice.clock.times() for choice in record.choices),
             ),
         )
 
@@ -197,9 +202,21 @@ class GatewayActor:
         deadline = self._give_up_at(record, ctx.now())
         ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline))
 
-    # --- tokens
+    # --- starts and tokens
 
-    def _prefill_started(self, key: Key, cached_tokens: int) -> None:
+    def _prefill_started(self, message: PrefillStarted) -> None:
+        self._note_cached(message.key, message.cached_tokens)
+        record = self.ledger.requests.get(message.key.request)
+        for choice in record.running(message.key) if record is not None else ():
+            choice.clock.prefill_started(message.worker, message.at, local=message.decode == message.worker)
+
+    def _decode_started(self, message: DecodeStarted) -> None:
+        record = self.ledger.requests.get(message.key.request)
+        for choice in record.running(message.key) if record is not None else ():
+            if choice.choice in message.choices:
+                choice.clock.decode_started(message.worker, message.kv_at, message.at)
+
+    def _note_cached(self, key: Key, cached_tokens: int) -> None:
         """What the first prefill that was heard of had found cached; one that brings tokens along is not the first."""
         record = self.ledger.requests.get(key.request)
         if record is not None and record.cached_tokens is None and not record.choices[key.choice].accepted:
@@ -223,6 +240,7 @@ class GatewayActor:
 
     def _deliver(self, ctx: Context, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken) -> None:
         text, finish, stop_match = self._derive(record, choice, sampled)
+        choice.clock.token(record.progressed, last=finish is not None)
         if finish is not None:
             choice.end(finish)
         if isinstance(stop_match, str):
@@ -263,7 +281,7 @@ class GatewayActor:
             assert record is not None
             choice = record.choices[index]
             if choice.group == key and choice.finish is None:
-                self._admit(ctx, record, choice.raise_attempt(), (index,))
+                self._admit(ctx, record, choice.raise_attempt(ctx.now()), (index,))
             if record.submit.request not in self.ledger.requests:
                 return
 

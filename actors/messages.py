@@ -9,6 +9,7 @@ from typing import Literal, NewType
 
 import msgspec
 
+from actors.stage_clock import StageTimes
 from runtime.prefix_cache import Digest, PrefixChain
 from runtime.sampling_params import SamplingParams
 from runtime.topology import Role
@@ -117,12 +118,13 @@ class Delta(Message, frozen=True, kw_only=True):
 
 
 class Completed(Message, frozen=True, kw_only=True):
-    """Terminal: every choice has finished. `completion_tokens` sums the choices."""
+    """Terminal: every choice has finished. `completion_tokens` sums the choices, `timings` has one entry for each."""
 
     request: str
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    timings: tuple[StageTimes, ...]
 
 
 class Failed(Message, frozen=True, kw_only=True):
@@ -310,7 +312,7 @@ class MoveChunk(Message, frozen=True, kw_only=True):
 
 
 class KvChunkReady(Message, frozen=True, kw_only=True):
-    """The chunk lies on the decode worker's slice under `handle`, which the receiver now owns."""
+    """The chunk lies on the decode worker's slice, since `moved_at`, under `handle`, which the receiver now owns."""
 
     key: Key
     sequence: int
@@ -318,6 +320,7 @@ class KvChunkReady(Message, frozen=True, kw_only=True):
     token_end: int
     handle: int
     sender: Address
+    moved_at: float
 
 
 class ChunkAcked(Message, frozen=True, kw_only=True):
@@ -365,11 +368,30 @@ class StartAcked(Message, frozen=True, kw_only=True):
 
 
 class PrefillStarted(Message, frozen=True, kw_only=True):
-    """The first chunk of the group is on its way; `cached_tokens` of its tokens were not computed but found cached."""
+    """The first chunk of the group was dispatched, at `at`; `cached_tokens` of its tokens were found cached.
+
+    `decode` is the worker that will decode it.
+    """
 
     worker: Address
     key: Key
     cached_tokens: int
+    decode: Address
+    at: float
+
+
+class DecodeStarted(Message, frozen=True, kw_only=True):
+    """The first decode step of these choices was dispatched, at `at`; the last KV chunk has lain there since `kv_at`.
+
+    `kv_at` is 0 where no chunk had to come. A mixed worker, to which the first token is a step like any other, sends
+    none.
+    """
+
+    worker: Address
+    key: Key
+    choices: tuple[int, ...]
+    kv_at: float
+    at: float
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
@@ -454,6 +476,7 @@ GatewayMessage = (
     | Refused
     | SchedulerReport
     | PrefillStarted
+    | DecodeStarted
     | TokensSampled
     | Preempted
     | WorkerDown
@@ -484,7 +507,7 @@ _CONTROL = (
     PrefillStarted, ChunkAcked, ChunkLost, StartAcked, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
-_TOKEN = (TokensSampled, StartDecode, KvChunkReady, Delta, Completed, Failed)
+_TOKEN = (TokensSampled, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)
 
 
 def mailbox_class(message: Message) -> MailboxClass:

@@ -111,6 +111,7 @@ class TransferActor:
             token_end=move.token_end,
             handle=handle,
             sender=move.sender,
+            moved_at=ctx.now(),
         )
         if ctx.post(move.target, ready):
             self._made.append((ctx.now() + self._untaken_s, handle))

@@ -2,9 +2,9 @@
 
 In: `Reserve`, `StartPrefill`, `Cancel`, `ResendPrefixes` from the scheduler; `KvChunkReady`, `ChunkLost` from transfer;
 `StartDecode`, `StartAcked` and `ChunkAcked` from other workers. Out: `Reserved`, `ReserveRefused`, `Released`,
-`Inventory`, `PrefixesChanged`, `WorkerUp` to the scheduler; `PrefillStarted`, `TokensSampled`, `Preempted` to the
-gateway; `MoveChunk` to transfer; `StartDecode`, `StartAcked`, `ChunkAcked` to other workers. Every command may come
-twice, late or never.
+`Inventory`, `PrefixesChanged`, `WorkerUp` to the scheduler; `PrefillStarted`, `DecodeStarted`, `TokensSampled`,
+`Preempted` to the gateway; `MoveChunk` to transfer; `StartDecode`, `StartAcked`, `ChunkAcked` to other workers. Every
+command may come twice, late or never.
 
 Its life is a loop of *turns*: read the inbox, plan, enqueue device work (inserts, row state, one step, gathers) in one
 call on the slice's thread, then wait for the step of the turn *before*. So one step is always in flight while the host
@@ -28,6 +28,8 @@ from actors.messages import (
     Cancel,
     ChunkAcked,
     ChunkLost,
+    DecodeStarted,
+    GatewayMessage,
     Inventory,
     Key,
     KvChunkReady,
@@ -323,7 +325,21 @@ class WorkerActor:
     def _tell_started(self, ctx: Context, turn: Turn) -> None:
         for job in [chunk.job for chunk in turn.chunks if not chunk.job.told]:
             job.told = True
-            self._tell_gateway(ctx, PrefillStarted(worker=self.address, key=job.key, cached_tokens=job.cached))
+            started = PrefillStarted(
+                worker=self.address, key=job.key, cached_tokens=job.cached, decode=job.start.decode, at=ctx.now()
+            )
+            self._tell_gateway(ctx, started)
+        self._tell_begun(ctx, turn)
+
+    def _tell_begun(self, ctx: Context, turn: Turn) -> None:
+        groups: dict[tuple[Key, float], list[int]] = {}
+        for sequence in turn.begun:
+            assert sequence.kv_at is not None
+            groups.setdefault((sequence.group, sequence.kv_at), []).append(sequence.key.choice)
+            sequence.kv_at = None
+        for (key, kv_at), choices in groups.items():
+            begun = DecodeStarted(worker=self.address, key=key, choices=tuple(choices), kv_at=kv_at, at=ctx.now())
+            self._tell_gateway(ctx, begun)
 
     def _end_jobs(self, turn: Turn) -> tuple[PrefillJob, ...]:
         """Jobs that are on their way as a whole give up their pages, and borrowed rows: later work comes after it.
@@ -383,7 +399,7 @@ class WorkerActor:
                 ctx.post(SCHEDULER, released)
         return SampledToken(slot.key, slot.index, TokenRecord(result.token, result.logprob, result.top), finish)
 
-    def _tell_gateway(self, ctx: Context, message: PrefillStarted | TokensSampled | Preempted) -> None:
+    def _tell_gateway(self, ctx: Context, message: GatewayMessage) -> None:
         if not ctx.post(GATEWAY, message):
             raise RuntimeError("the gateway has no room for what it reserved")
 

@@ -178,10 +178,11 @@ def _reserve(
     )
 
 
-def _ready(name: str, begin: int, end: int, sequence: int = 0) -> KvChunkReady:
+def _ready(name: str, begin: int, end: int, sequence: int = 0, moved_at: float = 0.0) -> KvChunkReady:
     return KvChunkReady(
-        key=Key(name, 0, 1), sequence=sequence, token_start=begin, token_end=end, handle=1, sender=Address("prefill.0")
-    )
+        key=Key(name, 0, 1), sequence=sequence, token_start=begin, token_end=end, handle=1,
+        sender=Address("prefill.0"), moved_at=moved_at,
+    )  # fmt: skip
 
 
 def _start(name: str, num_tokens: int, starts: tuple[tuple[int, int], ...]) -> StartDecode:
@@ -223,6 +224,16 @@ def test_decode_starts_when_coverage_is_complete_and_not_before() -> None:
     (row,) = phase.begin_covered(1)
     assert (row.length, row.last_token, row.output) == (10, 42, (42,))
     assert not phase.leases
+
+
+def test_a_sequence_knows_when_the_last_of_its_kv_came() -> None:
+    phase, _, _ = _decode()
+    phase.reserve(_reserve("a", 10, choices=(0, 1)))
+    phase.start(_start("a", 10, ((0, 42), (1, 43))), fence=1)
+    phase.place(_ready("a", 8, 10, sequence=1, moved_at=7.0))
+    phase.place(_ready("a", 0, 8, moved_at=5.0))
+    phase.begin_covered(1)
+    assert [sequence.kv_at for sequence in phase.sequences.values()] == [7.0, 7.0], "they may come in any order"
 
 
 def test_a_lease_pins_what_is_cached_and_covers_it() -> None:

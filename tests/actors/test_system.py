@@ -86,6 +86,7 @@ async def _answer(system: System, request: GenerateRequest) -> dict[int, list[in
                 assert isinstance(event, Completed), event
                 assert event.prompt_tokens == len(request.prompt)
                 assert event.completion_tokens == sum(map(len, tokens.values()))
+                assert len(event.timings) == request.num_choices
     return tokens
 
 

@@ -14,6 +14,7 @@ from actors.ledger import ChoiceRecord
 from actors.messages import Key, SampledToken
 from actors.prefill import PrefillPhase
 from actors.scheduler import SchedulerActor
+from actors.stage_clock import StageClock
 from actors.tombstones import Tombstones
 from actors.turn import Turn, enqueue
 from runtime.engine import Engine, KvChunk
@@ -222,6 +223,26 @@ def answers_are_cached_a_page_too_far(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DecodePhase, "_register_answer", mutant)
 
 
+def time_of_failed_attempts_is_lost(patch: pytest.MonkeyPatch) -> None:
+    """Stage times tell of the last attempt alone."""
+    patch.setattr(StageClock, "give_up", StageClock._begin)
+
+
+def transfer_ends_with_its_first_chunk(patch: pytest.MonkeyPatch) -> None:
+    """A lease keeps when its first chunk came, and its last one is waited for in no stage of its own."""
+    place = DecodePhase.place
+
+    def mutant(self: DecodePhase, ready: Any) -> Any:
+        lease = self.leases.get(ready.key)
+        before = lease.kv_at if lease is not None else 0.0
+        insert = place(self, ready)
+        if lease is not None and before:
+            lease.kv_at = before
+        return insert
+
+    patch.setattr(DecodePhase, "place", mutant)
+
+
 MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     pages_freed_without_quarantine,
     quarantine_ends_a_turn_early,
@@ -243,4 +264,6 @@ MUTATIONS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
     unfilled_pages_are_registered,
     evicted_prefixes_are_still_found,
     answers_are_cached_a_page_too_far,
+    time_of_failed_attempts_is_lost,
+    transfer_ends_with_its_first_chunk,
 )

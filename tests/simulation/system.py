@@ -16,6 +16,7 @@ from tests.simulation.clients import SimClient
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
 from tests.simulation.loop import SimulationError
+from tests.simulation.timing_watch import TimingWatch
 from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
 
@@ -52,10 +53,12 @@ class SimSystem:
             self.carrier.loop.after(end_s, partial(lane.hold, False))
         self.reuse = ReuseWatch()
         self.attempts = AttemptWatch(lambda: self.carrier.loop.now)
+        self.timings = TimingWatch(lambda: self.carrier.loop.now)
         self.carrier.observers += [
             self.reuse.observe,
             self._check_deaths,
             self.attempts.observe,
+            self.timings.observe,
         ]
         self.carrier.observers += [client.observe for client in self.clients]
         for spec in specs:

@@ -28,7 +28,8 @@ FROM_CLIENTS = ("Submit", "Disconnect", "Drain", "GetStatus")
 LOSABLE = (
     "Admit", "Refused", "AbortGroup", "SchedulerReport", "Reserve", "Reserved", "ReserveRefused", "Inventory",
     "PrefixesChanged", "ResendPrefixes", "StartPrefill", "Cancel", "Released", "MoveChunk", "KvChunkReady",
-    "ChunkAcked", "StartDecode", "StartAcked", "PrefillStarted", "TokensSampled", "Preempted", "WorkerUp",
+    "ChunkAcked", "StartDecode", "StartAcked", "PrefillStarted", "DecodeStarted", "TokensSampled", "Preempted",
+    "WorkerUp",
 )  # fmt: skip
 
 Strike = Callable[[Address, Address, Message, int], str | None]
@@ -63,6 +64,7 @@ class Struck(SimSystem):
         self._transmit = self.carrier.transmit
         self.carrier.transmit = self._struck  # type: ignore[method-assign]
         self.attempts.slack_s = 60.0
+        self.timings.exact = False
 
     def _struck(self, source: Address, inbox: object, message: Message) -> None:
         name = type(message).__name__
