@@ -247,7 +247,7 @@ class Reserved(Message, frozen=True, kw_only=True):
 class ReserveRefused(Message, frozen=True, kw_only=True):
     """Not enough pages or rows now; try again when the inventory has grown.
 
-    Of choices in `cancelled` the worker remembers a cancel: there it will refuse them for good.
+    Choices in `cancelled` it will refuse for good: they have ended there, or were cancelled.
     """
 
     key: Key

@@ -294,7 +294,7 @@ class SchedulerActor:
         if grant is None or grant.decode != view.address or grant.answered or grant.admit is None:
             return
         if grant.open & set(message.cancelled):
-            self._take_back(ctx, grant, tuple(sorted(grant.open)), f"{view.address} has been told to cancel it")
+            self._take_back(ctx, grant, tuple(sorted(grant.open)), f"{view.address} had it before")
             return
         del self.grants[message.key]
         self._enqueue(msgspec.structs.replace(grant.admit, choices=tuple(sorted(grant.open))))

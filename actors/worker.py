@@ -203,9 +203,9 @@ class WorkerActor:
         """Leases what is asked for, or says again that it is leased."""
         key = message.key
         lease = self.decode.leases.get(key)
-        if lease is None and key in self._leased:
-            return  # it has begun since, or ended
-        alive = self._tombstones.alive(key, message.choices)
+        if lease is None and self.decode.group(key):
+            return  # it runs, as the next report tells
+        alive = self._tombstones.alive(key, message.choices) if key not in self._leased else ()
         if lease is None and alive == message.choices:
             lease = self.decode.reserve(message)
         inventory = self._reports.inventory()

@@ -91,7 +91,11 @@ def test_a_reservation_without_an_answer_is_asked_for_again_at_intervals() -> No
     assert grants.unanswered(11.9, 2.0) == []
     assert grants.unanswered(12.0, 2.0) == [grant]
     assert grants.unanswered(13.0, 2.0) == []
-    assert grants.lost(_views(_up()), 100.0) == [], "what was not answered cannot be missed"
+    assert grants.lost(_views(_up(version=1)), 14.0) == []
+    assert grants.lost(_views(_up(version=1)), 30.0) == [], "it has not read its inbox: the answer may be yet to come"
+    assert grants.lost(_views(_up(version=2, leases=(Held(A, (0,)),))), 31.0) == [], "the answer is lost"
+    assert grants.lost(_views(_up(version=3)), 32.0) == []
+    assert grants.lost(_views(_up(version=4)), 35.0) == [(grant, (0,))]
 
 
 def test_a_prefill_for_nobody_is_found_after_a_while() -> None:
