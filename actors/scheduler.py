@@ -187,6 +187,7 @@ class SchedulerActor:
 
     def _ask(self, ctx: Context, grant: Grant, admit: Admit) -> None:
         reserve = Reserve(
+            epoch=self.workers[grant.decode].epoch,
             key=admit.key,
             choices=tuple(sorted(grant.open)),
             order=admit.order,
@@ -235,6 +236,7 @@ class SchedulerActor:
         grant.prefill = prefill.address
         prefill.prefill_tokens += len(admit.tokens) - cached_tokens(prefill, admit, grant.prefix)
         start = StartPrefill(
+            epoch=prefill.epoch,
             key=admit.key,
             choices=tuple(sorted(grant.open)),
             order=admit.order,

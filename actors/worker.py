@@ -190,6 +190,8 @@ class WorkerActor:
 
     def _reserve(self, ctx: Context, message: Reserve) -> None:
         """Leases what is asked for, or says again that it is leased."""
+        if message.epoch != self.epoch:
+            return
         key = message.key
         lease = self.decode.leases.get(key)
         if lease is None and self.decode.group(key):
@@ -206,6 +208,8 @@ class WorkerActor:
             ctx.post(SCHEDULER, Reserved(key=key, cached_tokens=lease.cached_tokens, inventory=inventory))
 
     def _start_prefill(self, ctx: Context, message: StartPrefill) -> None:
+        if message.epoch != self.epoch:
+            return
         choices = self._tombstones.alive(message.key, message.choices)
         self._reports.expect_more()  # the scheduler counts these tokens as work here: it is told how many are left
         if not choices or message.key in self._begun:

@@ -26,6 +26,7 @@ def _job(
 ) -> PrefillJob:
     tokens = tuple(range(first, first + num_tokens))
     start = StartPrefill(
+        epoch=1,
         key=Key(name, 0, 1),
         choices=(0,),
         order=order,
@@ -167,6 +168,7 @@ def _reserve(
     name: str, num_tokens: int, choices: tuple[int, ...] = (0,), order: int = 0, prefix: PrefixChain | None = None
 ) -> Reserve:
     return Reserve(
+        epoch=1,
         key=Key(name, 0, 1),
         choices=choices,
         order=order,

@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 import pytest
 
-from actors.messages import SCHEDULER, TRANSFER, Address, Message
+from actors.messages import SCHEDULER, TRANSFER, Address, Message, WorkerDown
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
 from tests.simulation.checks import (
@@ -19,6 +19,7 @@ from tests.simulation.checks import (
     check_scheduler_at_rest,
     check_worker_at_rest,
 )
+from tests.simulation.loop import SimulationError
 from tests.simulation.system import SimSystem
 from tests.simulation.test_simulation import planned, workload
 from tests.simulation.workload import PlannedRequest, Workload
@@ -99,7 +100,10 @@ class Struck(SimSystem):
             waiter.resolve(error=RuntimeError("struck dead"))
 
     def _check_deaths(self, source: Address, target: Address, message: Message) -> None:
-        """Workers may die here."""
+        """Workers die here of what strikes them."""
+        struck = ("struck dead", "DeviceError", "EngineTimeout")
+        if isinstance(message, WorkerDown) and not any(reason in message.reason for reason in struck):
+            raise SimulationError(f"{message.worker} failed: {message.reason}")
 
 
 def no_strike(source: Address, target: Address, message: Message, number: int) -> str | None:
