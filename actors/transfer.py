@@ -95,6 +95,8 @@ class TransferActor:
         except (KeyError, EngineFailure, EngineTimeout) as error:
             self._known.discard(_name(move))
             self._lost(ctx, move, f"{type(error).__name__}: {error}")
+            if isinstance(error, EngineTimeout):
+                await self._until_back(ctx, lane)
         else:
             self._known.discard(_name(move))
             if self._ended:
@@ -102,6 +104,14 @@ class TransferActor:
             self._ready(ctx, move, ctx.arrays.put(moved))
         self._idle_lanes[pair].append(lane)
         self._start_moves(ctx, pair)
+
+    async def _until_back(self, ctx: Context, lane: str) -> None:
+        """Waits until the call that hangs in the lane has returned: whatever is given to it until then waits, too."""
+        while not self._ended:
+            try:
+                return await ctx.run_engine(lane, lambda: None, self._move_timeout_s)
+            except EngineTimeout:
+                pass
 
     def _ready(self, ctx: Context, move: MoveChunk, handle: int) -> None:
         ready = KvChunkReady(
