@@ -3,6 +3,7 @@
 #   make up ARGS="--port 9000"   with flags of `runtime up`      make check   format, lint, types
 #   make up EXTRAS=tpu           with the TPU build of jax       make clean   remove what was made here
 #   make compile ARGS="..."      runtime compile: a topology's programs for a TPU that need not be there
+#   make simulate SEEDS=2000     the actors under planned faults on a simulated carrier; prints what replays a failure
 #   make kernels                 compile every kernel for every TPU, without one; ARGS="--op kv_write" does a part
 SHELL := /bin/sh
 VENV := .venv
@@ -12,6 +13,7 @@ EXTRAS ?=
 ARGS ?=
 # Processes that share the tests, file by file; WORKERS=0 runs them in one, as a debugger needs it.
 WORKERS ?= 2
+SEEDS ?= 2000
 TARGETS := v5e v6e tpu7x
 
 # The first interpreter that runs and is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another.
@@ -22,7 +24,7 @@ comma := ,
 SERVE := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 DEVELOP := $(VENV)/.installed-test
 
-.PHONY: up compile kernels test check format clean
+.PHONY: up compile kernels simulate test check format clean
 
 up: $(SERVE)
 	@exec $(BIN)/runtime up $(ARGS)
@@ -33,6 +35,9 @@ compile:
 
 test: $(DEVELOP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+simulate: $(DEVELOP)
+	@$(BIN)/python -m tests.simulation.campaign --seeds $(SEEDS) --processes $(WORKERS) $(ARGS)
 
 check: $(DEVELOP)
 	@$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from actors.context import Actor
 from actors.gateway import GatewayActor
 from actors.messages import Address, Message, WorkerDown
 from actors.scheduler import SchedulerActor
@@ -16,6 +17,7 @@ from tests.simulation.carrier import Carrier
 from tests.simulation.clients import SimClient
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
+from tests.simulation.injector import Injector, Mortal
 from tests.simulation.loop import SimulationError
 from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
@@ -44,7 +46,12 @@ class SimSystem:
         self.gateway, self.scheduler = gateway, scheduler
         self.transfers = [actor for actor in actors.values() if isinstance(actor, TransferActor)]
         self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
+        self.injector = self.carrier.injector = Injector(self.carrier, workload.faults)
+        for supervisor in self.supervisors:
+            supervisor._make = partial(self._make_mortal, supervisor._make)
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
+        self._waiting = list(self.clients)
+        self._seen_refused = 0
         self.carrier.on_death = self._on_death
         for name, steps in workload.failing_steps.items():
             self.engines[name].failing_steps = set(steps)
@@ -58,7 +65,7 @@ class SimSystem:
             self._check_deaths,
             AttemptWatch(lambda: self.carrier.loop.now).observe,
         ]
-        self.carrier.observers += [client.observe for client in self.clients]
+        self.carrier.observers += [client.observe for client in self.clients if client.plan.behaviour == "leaves"]
         for spec in specs:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)
         for client in self.clients:
@@ -67,15 +74,28 @@ class SimSystem:
     @property
     def workers(self) -> list[WorkerActor]:
         """The workers that run, or will again."""
-        made = [child.worker for child in self.supervisors if isinstance(child.worker, WorkerActor)]
-        return [worker for worker in made if self.carrier.is_running(worker.address)]
+        made = [child.worker.actor for child in self.supervisors if isinstance(child.worker, Mortal)]
+        workers = [worker for worker in made if isinstance(worker, WorkerActor)]
+        return [worker for worker in workers if self.carrier.is_running(worker.address)]
+
+    @property
+    def quiet_at(self) -> float:
+        """When the last planned disturbance is over."""
+        return max([self.injector.quiet_at, *(end_s for _, end_s in self.workload.hangs.values())])
 
     def clients_done(self) -> bool:
         """Whether every client has what it will get."""
-        cut_off = {address for _, address, _ in self.carrier.refused}
-        for client in self.clients:
-            client.cut_off = client.address in cut_off
-        return all(client.done for client in self.clients)
+        if len(self.carrier.refused) > self._seen_refused:
+            self._seen_refused = len(self.carrier.refused)
+            cut_off = {address for _, address, _ in self.carrier.refused}
+            for client in self.clients:
+                client.cut_off = client.address in cut_off
+        while self._waiting and self._waiting[-1].done:
+            self._waiting.pop()
+        return not self._waiting
+
+    def _make_mortal(self, make: Callable[[], Actor]) -> Actor:
+        return Mortal(make(), self.injector)
 
     def _make_pool(self, name: str, num_pages: int) -> PagePool:
         pages = self.engines[name].pages
@@ -97,7 +117,7 @@ class SimSystem:
     def _check_deaths(self, source: Address, target: Address, message: Message) -> None:
         """A worker dies of a planted failure or not at all."""
         if isinstance(message, WorkerDown):
-            planted = "DeviceError" in message.reason or message.reason.startswith("EngineTimeout")
-            if planted and message.worker in self.workload.faulty:
+            planted = "DeviceError" in message.reason or message.reason.startswith(("EngineTimeout", "PlantedDeath"))
+            if planted and (message.worker in self.workload.faulty or self.injector.struck):
                 return
             raise SimulationError(f"{message.worker} failed: {message.reason}")

@@ -1,0 +1,53 @@
+"""The boundary sweep: a fixed workload, struck once by every fault at the first, a middle and the last of each message.
+
+What occurs is found by a run without the fault, which is the same run up to the moment that it strikes.
+"""
+
+from collections import Counter
+from functools import cache
+
+import msgspec
+
+from actors.messages import Address, Message
+from tests.simulation.faults import Boundary, Fault, is_struck, plan_sweep
+from tests.simulation.harness import Outcome, run_workload
+from tests.simulation.scenarios import SCENARIOS, scenario
+from tests.simulation.workload import Workload
+
+SECONDARY = ("crowded", "failing")
+"""Scenarios of which only the boundaries are struck that no scenario before them has."""
+
+
+@cache
+def count_boundaries(name: str) -> Counter[Boundary]:
+    """How many messages cross each boundary of a scenario that no fault strikes."""
+    counts: Counter[Boundary] = Counter()
+
+    def observe(source: Address, target: Address, message: Message) -> None:
+        boundary = Boundary.of(source, target, message)
+        if is_struck(boundary):
+            counts[boundary] += 1
+
+    run_workload(scenario(name), observers=(observe,))
+    return counts
+
+
+def cases(name: str) -> list[Fault]:
+    """What the sweep does to this scenario."""
+    counts = dict(count_boundaries(name))
+    if name in SECONDARY:
+        before = list(SCENARIOS)[: list(SCENARIOS).index(name)]
+        known = {boundary.message for other in before for boundary in count_boundaries(other)}
+        counts = {boundary: count for boundary, count in counts.items() if boundary.message not in known}
+    return plan_sweep(counts)
+
+
+def struck_by(name: str, fault: Fault) -> Workload:
+    """The scenario with the fault."""
+    workload = scenario(name)
+    return msgspec.structs.replace(workload, faults=(fault,), replay=f"{workload.replay} --strike {fault}")
+
+
+def run_case(name: str, fault: Fault) -> Outcome:
+    """Runs a case and checks all invariants and every answer. Raises SimulationFailure."""
+    return run_workload(struck_by(name, fault))
