@@ -9,8 +9,9 @@ from functools import cache
 import msgspec
 
 from actors.messages import Address, Message
-from tests.simulation.faults import Boundary, Fault, is_struck, plan_sweep
-from tests.simulation.harness import Outcome, run_workload
+from tests.simulation.faults import Boundary, Fault, Kind, is_struck, plan_sweep
+from tests.simulation.harness import SimulationFailure, run_workload
+from tests.simulation.injector import Struck
 from tests.simulation.scenarios import SCENARIOS, scenario
 from tests.simulation.workload import Workload
 
@@ -48,6 +49,22 @@ def struck_by(name: str, fault: Fault) -> Workload:
     return msgspec.structs.replace(workload, faults=(fault,), replay=f"{workload.replay} --strike {fault}")
 
 
-def run_case(name: str, fault: Fault) -> Outcome:
-    """Runs a case and checks all invariants and every answer. Raises SimulationFailure."""
-    return run_workload(struck_by(name, fault))
+class Swept(msgspec.Struct, frozen=True):
+    """What a part of the sweep came to: the faults that struck, and the reasons and replays of what failed."""
+
+    runs: int
+    struck: tuple[Struck, ...]
+    failures: tuple[str, ...]
+
+
+@cache
+def sweep(name: str, kinds: tuple[Kind, ...]) -> Swept:
+    """Runs the scenario's cases of these kinds, each with all invariants and every answer checked."""
+    struck, failures, chosen = list[Struck](), list[str](), [case for case in cases(name) if case.kind in kinds]
+    for fault in chosen:
+        try:
+            struck += run_workload(struck_by(name, fault)).struck
+        except SimulationFailure as failure:
+            struck += failure.struck
+            failures.append(f"{failure.reason.splitlines()[0]}\n    python -m tests.simulation {failure.replay}")
+    return Swept(len(chosen), tuple(struck), tuple(failures))

@@ -1,24 +1,15 @@
 """Planted bugs in the real actors, each of which the simulator must find within a number of seeds."""
 
-from collections.abc import Callable
-
 import pytest
 
-from tests.simulation.harness import SimulationFailure, run_seed
-from tests.simulation.mutations import MUTATIONS
-
-MUTANT_SEEDS = 500
+from tests.simulation.mutations import MUTATIONS, SEEDS, Planted
 
 
-@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
-def test_a_planted_bug_is_found(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch)
-    assert any(_fails(seed) for seed in range(MUTANT_SEEDS)), f"{MUTANT_SEEDS} seeds do not notice it"
-
-
-def _fails(seed: int) -> bool:
-    try:
-        run_seed(seed)
-    except SimulationFailure:
-        return True
-    return False
+@pytest.mark.parametrize("planted", MUTATIONS, ids=lambda planted: planted.name)
+def test_a_planted_bug_is_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted.mutate(monkeypatch)
+    found = planted.first_failure([planted.found_at, *range(SEEDS)])
+    assert found is not None, f"{SEEDS} seeds do not notice it"
+    seed, _ = found
+    monkeypatch.undo()
+    assert planted.first_failure([seed]) is None, "the seed fails without the bug, too"

@@ -96,7 +96,7 @@ def test_one_seed_is_one_run_whatever_the_process() -> None:
 
 
 def test_a_failure_names_its_replay_and_shows_what_happened_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    MUTATIONS[0](monkeypatch)
+    MUTATIONS[0].mutate(monkeypatch)
     with pytest.raises(SimulationFailure, match=r"(?s)was freed while.*python -m tests.simulation 0\n.*-> scheduler"):
         run_seed(0)
 
