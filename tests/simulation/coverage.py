@@ -24,7 +24,7 @@ EXCUSES = (
         "a client is the HTTP edge, which is one process with the gateway: they die together",
     ),
     Excuse(
-        ("Admit", "AbortGroup", "Refused"),
+        ("Admit", "AbortGroup", "Refused", "SchedulerReport"),
         ("hang", "slow"),
         "goes between gateway and scheduler, which have no slice",
     ),

@@ -33,7 +33,7 @@ _LASTS_S: Mapping[Kind, tuple[float, ...]] = {
     "drop": (0.0,),
     "delay": (2.5, 0.3, 12.0),
     "duplicate": (0.05, 0.0, 1.0, 6.0),
-    "reorder": (1.0, 5.0),
+    "reorder": (1.5, 5.0),
     "corrupt": (0.0,),
 }
 """How long a fault lasts, in seconds; the first is what a sweep takes."""

@@ -7,10 +7,14 @@ import msgspec
 from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
 from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice
-from tests.simulation.workload import PlannedRequest, Workload
+from tests.simulation.faults import parse_fault
+from tests.simulation.workload import PlannedRequest, Workload, draw_workload
 
 TIMEOUT_S = 20.0
 """A slice that hangs is found out before a run is over, one that is only slow is not."""
+
+_CROWDED = 228
+"""A drawn workload, small and so short of pages that reservations are refused and sequences preempted."""
 
 _SPEC = EngineSpec(
     page_size=4,
@@ -24,9 +28,16 @@ _SPEC = EngineSpec(
 )
 
 
+class Scenario(msgspec.Struct, frozen=True):
+    """A workload, and the messages that a sweep strikes in it; None means all."""
+
+    workload: Workload
+    only: tuple[str, ...] | None = None
+
+
 def scenario(name: str) -> Workload:
-    """The scenario of this name. Raises KeyError."""
-    return msgspec.structs.replace(SCENARIOS[name], replay=f"--scenario {name}")
+    """The workload of this name. Raises KeyError."""
+    return msgspec.structs.replace(SCENARIOS[name].workload, replay=f"--scenario {name}")
 
 
 def _requests(leave_at: tuple[str, int] = ("MoveChunk", 3)) -> tuple[PlannedRequest, ...]:
@@ -40,7 +51,7 @@ def _requests(leave_at: tuple[str, int] = ("MoveChunk", 3)) -> tuple[PlannedRequ
         _request("leaves", 0.01, _tokens("leaves", 26), behaviour="leaves", leave_at=leave_at),
         _request("stopped", 0.02, _tokens("stopped", 7), stop=(stop,), **endless),
         _request("logprobs", 0.04, shared + _tokens("two", 9), logprobs=2, temperature=0.7, top_p=0.9),
-        _request("late", 0.1, _tokens("late", 9), num_choices=2, min_tokens=3, max_tokens=5),
+        _request("late", 1.4, shared + _tokens("late", 9), num_choices=2, min_tokens=3, max_tokens=5),
     )
 
 
@@ -67,22 +78,27 @@ def _build(topology: str, **changes: object) -> Workload:
     return msgspec.structs.replace(built, **changes)
 
 
-def _scenarios() -> dict[str, Workload]:
+def _scenarios() -> dict[str, Scenario]:
+    lost = ("kill:Reserved:decode:scheduler:5:0:receiver:after", "drop:PrefixesChanged:prefill:scheduler:2:0")
     return {
-        "disaggregated": _build("prefill=2,decode=2"),
-        "mixed": _build("mixed=2", requests=_requests(leave_at=("PrefillStarted", 1))),
-        "crowded": _build(
-            "prefill=1,decode=1",
-            requests=_requests(leave_at=("Reserve", 1)),
-            spec=msgspec.structs.replace(_SPEC, num_pages=16, num_rows=4),
-            decode_reserve_tokens=1,
-            max_queued=1,
-            staged_per_decode=1,
+        "disaggregated": Scenario(_build("prefill=2,decode=2")),
+        "mixed": Scenario(_build("mixed=2", requests=_requests(leave_at=("PrefillStarted", 1)))),
+        "crowded": Scenario(
+            msgspec.structs.replace(draw_workload(_CROWDED), step_timeout_s=TIMEOUT_S),
+            only=("Refused", "ReserveRefused", "Preempted", "StartDecode", "StartAcked"),
         ),
-        "failing": _build("prefill=2,decode=2", failing_steps={"prefill.0": (3,), "decode.0": (4,)}),
+        "failing": Scenario(
+            _build("prefill=2,decode=2", failing_steps={"prefill.0": (3,), "decode.0": (4,)}),
+            only=("WorkerDown", "Preempted", "ChunkLost", "SchedulerReport"),
+        ),
+        "recovering": Scenario(
+            _build("prefill=2,decode=2", faults=tuple(map(parse_fault, lost))),
+            only=("ResendPrefixes", "SchedulerReport", "WorkerUp"),
+        ),
     }
 
 
 SCENARIOS = _scenarios()
-"""`disaggregated` and `mixed` run undisturbed but for the fault; `crowded` is short of pages and refuses; in `failing`
-a device error of either side comes before it, so that faults strike at the messages of a recovery."""
+"""`disaggregated` and `mixed` run undisturbed but for the fault. `crowded` is short of pages and refuses. In `failing`
+a device error of either side comes before the fault, in `recovering` the scheduler's death and a lost message, so that
+faults strike at the messages of a recovery."""

@@ -15,10 +15,6 @@ from tests.simulation.injector import Struck
 from tests.simulation.scenarios import SCENARIOS, scenario
 from tests.simulation.workload import Workload
 
-SECONDARY = ("crowded", "failing")
-"""Scenarios of which only the boundaries are struck that no scenario before them has."""
-
-
 @cache
 def count_boundaries(name: str) -> Counter[Boundary]:
     """How many messages cross each boundary of a scenario that no fault strikes."""
@@ -35,18 +31,16 @@ def count_boundaries(name: str) -> Counter[Boundary]:
 
 def cases(name: str) -> list[Fault]:
     """What the sweep does to this scenario."""
-    counts = dict(count_boundaries(name))
-    if name in SECONDARY:
-        before = list(SCENARIOS)[: list(SCENARIOS).index(name)]
-        known = {boundary.message for other in before for boundary in count_boundaries(other)}
-        counts = {boundary: count for boundary, count in counts.items() if boundary.message not in known}
-    return plan_sweep(counts)
+    only = SCENARIOS[name].only
+    counts = count_boundaries(name)
+    return plan_sweep({boundary: counts[boundary] for boundary in counts if only is None or boundary.message in only})
 
 
 def struck_by(name: str, fault: Fault) -> Workload:
     """The scenario with the fault."""
     workload = scenario(name)
-    return msgspec.structs.replace(workload, faults=(fault,), replay=f"{workload.replay} --strike {fault}")
+    faults = (*workload.faults, fault)
+    return msgspec.structs.replace(workload, faults=faults, replay=f"{workload.replay} --strike {fault}")
 
 
 class Swept(msgspec.Struct, frozen=True):
