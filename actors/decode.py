@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from actors.leases import lease_pages
-from actors.messages import FinishReason, Key, KvChunkReady, Reserve, StartDecode
+from actors.messages import FinishReason, Held, Key, KvChunkReady, Reserve, StartDecode
 from runtime.engine import EngineSpec, PageWrite, RowState
 from runtime.pages import PagePool
 from runtime.prefix_cache import PrefixChain, extend
@@ -20,7 +20,8 @@ from runtime.sampling_params import SamplingParams
 class Lease:
     """A group's promise: `shared` pages hold the prompt's full pages, `own` each choice's tail and first growth.
 
-    The first `cached_tokens` tokens have KV already: their pages were found in the cache and pinned.
+    The first `cached_tokens` tokens have KV already: their pages were found in the cache and pinned. The latest of
+    the chunks that have come lies on the slice since `kv_at`, 0 before any has.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Lease:
         self.covered: list[tuple[int, int]] = [(0, cached_tokens)] if cached_tokens else []
         self.dropped: set[int] = set()
         self.start: StartDecode | None = None
+        self.kv_at = 0.0
 
     @property
     def age(self) -> tuple[int, int]:
@@ -59,6 +61,7 @@ class Sequence:
     """A running choice. `length` tokens have KV and `outputs` were sampled, counting what is dispatched.
 
     `tokens` are the prompt and the sampled tokens that were read; with `prefix` they name what its pages hold.
+    `kv_at` is when its KV was complete, until the gateway was told of its first step; None for a local one.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Sequence:
         self.outputs = 0
         self.params = params
         self.prefix = prefix
+        self.kv_at: float | None = None
 
     @property
     def age(self) -> tuple[int, int]:
@@ -153,11 +157,18 @@ class DecodePhase:
         lease.cached_tokens = len(matched) * page
         lease.covered = [(0, lease.cached_tokens)]
 
+    def wants(self, ready: KvChunkReady) -> bool:
+        """Whether somebody waits for the chunk, and nothing of it is there already."""
+        lease = self.leases.get(ready.key)
+        return lease is not None and all(
+            ready.token_end <= begin or end <= ready.token_start for begin, end in lease.covered
+        )
+
     def place(self, ready: KvChunkReady) -> Insert | None:
         """Where an arrived chunk goes; None when nobody waits for it (any more)."""
-        lease = self.leases.get(ready.key)
-        if lease is None or (ready.token_start, ready.token_end) in lease.covered:
+        if not self.wants(ready):
             return None
+        lease = self.leases[ready.key]
         page = self._spec.page_size
         first = ready.token_start // page
         source, pages = list[int](), list[int]()
@@ -174,18 +185,21 @@ class DecodePhase:
             full = slice(first, ready.token_end // page)
             self._pool.register(lease.shared[full], lease.reserve.prefix.digests[full])
         lease.covered.append((ready.token_start, ready.token_end))
+        lease.kv_at = max(lease.kv_at, ready.moved_at)
         return Insert(ready, tuple(source), tuple(pages))
 
     def start(self, message: StartDecode, fence: int) -> tuple[int, ...]:
         """Notes that prefill is done with the group; returns the choices that end here because prefill ended them."""
         lease = self.leases.get(message.key)
-        if lease is None:
+        if lease is None or lease.start is not None:
             return ()
         lease.start = message
         going_on = {choice for choice, _ in message.starts} - lease.dropped
+        ended = tuple(choice for choice in lease.reserve.choices if choice not in going_on)
+        lease.dropped.update(ended)
         if not going_on:
             self.drop(lease, fence)
-        return tuple(choice for choice in lease.reserve.choices if choice not in going_on)
+        return ended
 
     def begin_covered(self, fence: int) -> list[RowState]:
         """Turns leases whose KV is complete into sequences; choices that ended in prefill give up their part."""
@@ -202,6 +216,7 @@ class DecodePhase:
     def _begin(self, lease: Lease, start: StartDecode, choice: int, token: int) -> RowState:
         sequence = self._sequence(lease, choice, start.tokens, start.params)
         sequence.tokens.append(token)
+        sequence.kv_at = lease.kv_at
         output = (*start.tokens[start.prompt_tokens :], token)
         sequence.outputs = len(output)
         return RowState(
@@ -318,6 +333,26 @@ class DecodePhase:
         parent = prefix.digests[-1] if prefix.digests else prefix.root
         digests = extend(parent, sequence.tokens[known * page : full * page], page)
         self._pool.register(sequence.pages[known : known + len(digests)], digests)
+
+    def group(self, key: Key) -> tuple[int, ...]:
+        """Choices of the group that are held, as a lease or as sequences."""
+        lease = self.leases.get(key)
+        waiting = [choice for choice in lease.reserve.choices if choice not in lease.dropped] if lease else []
+        running = [sequence.key.choice for sequence in self.sequences.values() if sequence.group == key]
+        return tuple(sorted({*waiting, *running}))
+
+    def held(self) -> tuple[tuple[Held, ...], tuple[Held, ...]]:
+        """Groups that have not begun, and those that run."""
+        running = dict[Key, list[int]]()
+        for sequence in self.sequences.values():
+            running.setdefault(sequence.group, []).append(sequence.key.choice)
+        return (
+            tuple(
+                Held(key, tuple(choice for choice in lease.reserve.choices if choice not in lease.dropped))
+                for key, lease in self.leases.items()
+            ),
+            tuple(Held(key, tuple(sorted(choices))) for key, choices in running.items()),
+        )
 
     def cancel(self, key: Key, choices: tuple[int, ...], fence: int) -> None:
         """Drops choices of a group, as a lease or as sequences."""

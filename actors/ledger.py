@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from actors.messages import FinishReason, Key, SampledToken, Submit, TokenRecord
+from actors.stage_clock import StageClock
 
 MAX_PARKED_TOKENS = 64
 """Most tokens of one choice that wait behind a gap; more means that the gap will not close."""
@@ -29,14 +30,16 @@ class TextStream(Protocol):
 class ChoiceRecord:
     """One choice: its attempt, its accepted tokens and how it ended.
 
-    `group` is the key under which its current attempt was admitted; a recovered choice is a group of its own.
+    `group` is the key under which its current attempt was admitted; a recovered choice is a group of its own. `clock`
+    tells where the time since its arrival went.
     """
 
-    def __init__(self, request: str, choice: int, group: Key, text: TextStream) -> None:
+    def __init__(self, request: str, choice: int, group: Key, text: TextStream, now: float) -> None:
         self.request = request
         self.choice = choice
         self.group = group
         self.text = text
+        self.clock = StageClock(now)
         self.accepted: list[TokenRecord] = []
         self.parked: dict[int, SampledToken] = {}
         self.finish: FinishReason | None = None
@@ -71,10 +74,11 @@ class ChoiceRecord:
         self.finish = finish
         self.parked.clear()
 
-    def raise_attempt(self) -> Key:
+    def raise_attempt(self, now: float) -> Key:
         """Freezes the accepted prefix under a new attempt, in which the choice stands alone."""
         self.group = Key(self.request, self.choice, self.attempt + 1)
         self.parked.clear()
+        self.clock.give_up(now)
         return self.group
 
 
@@ -87,7 +91,7 @@ class RequestRecord:
         self.choices = choices
         self.submitted = now
         self.progressed = now
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
 
     @property
     def deadline(self) -> float:
@@ -100,6 +104,10 @@ class RequestRecord:
     def finished(self) -> bool:
         """Whether every choice has ended."""
         return all(choice.finish is not None for choice in self.choices)
+
+    def running(self, group: Key) -> Iterator[ChoiceRecord]:
+        """The unfinished choices whose current attempt is this group's."""
+        return (choice for choice in self.choices if choice.group == group and choice.finish is None)
 
     @property
     def completion_tokens(self) -> int:
@@ -126,7 +134,7 @@ class Ledger:
         """Enters a request; its choices begin as one group under attempt 1."""
         assert submit.request not in self.requests, submit.request
         group = Key(submit.request, 0, 1)
-        choices = tuple(ChoiceRecord(submit.request, i, group, text) for i, text in enumerate(texts))
+        choices = tuple(ChoiceRecord(submit.request, i, group, text, now) for i, text in enumerate(texts))
         record = RequestRecord(submit, self._next_order, now, choices)
         self._next_order += 1
         self.requests[submit.request] = record

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from actors.decode import Insert
+from actors.decode import Insert, Sequence
 from actors.messages import Key
 from actors.prefill import PlannedChunk, PrefillJob
 from runtime.engine import Engine, KvChunk, RowState, Step, StepHandle
@@ -17,24 +17,33 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, kw_only=True):
-    """What one call on the slice does, in this order: inserts, rows, step, gathers and local tail copies."""
+    """What one call on the slice does, in this order: inserts, rows, step, gathers and local tail copies.
+
+    The step is the first one of the sequences in `begun`.
+    """
 
     inserts: list[Insert]
     rows: list[RowState]
     chunks: tuple[PlannedChunk, ...]
     step: Step | None
     slots: tuple[Slot, ...]
+    begun: list[Sequence]
     gathers: list[tuple[PlannedChunk, tuple[int, ...]]]
     copies: list[tuple[int, tuple[int, ...]]]
 
 
 class Flight(msgspec.Struct, frozen=True):
-    """A dispatched step that the host has not read. All device work up to turn `retires` is done when it is fetched."""
+    """A dispatched step that the host has not read. All device work up to turn `retires` is done when it is fetched.
+
+    `cached` tells what prefills that it ends had found cached; `size` is the class of steps that take as long.
+    """
 
     handle: StepHandle
     slots: tuple[Slot, ...]
     finished_jobs: tuple[PrefillJob, ...]
     retires: int
+    cached: tuple[tuple[Key, int], ...]
+    size: tuple[int, ...]
 
 
 def enqueue(engine: Engine, turn: Turn, arrived: list[KvChunk]) -> tuple[StepHandle | None, list[KvChunk]]:

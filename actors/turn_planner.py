@@ -34,10 +34,12 @@ class TurnPlanner:
         sequences, table, victims = self._decode.plan(fence)
         preempted = [self._preempted(victim, fence) for victim in victims]
         chunks = self._prefill.plan() if self._role != "decode" else ()
-        turn = Turn(inserts=inserts, rows=rows, chunks=(), step=None, slots=(), gathers=[], copies=[])
+        turn = Turn(inserts=inserts, rows=rows, chunks=(), step=None, slots=(), begun=[], gathers=[], copies=[])
         segments, slots = self._plan_chunks(turn, chunks, fence)
         for sequence in sequences:
             slots.append(Slot(sequence.key, self._decode.dispatched(sequence), None))
+            if sequence.kv_at is not None:
+                turn.begun.append(sequence)
         if segments or sequences:
             decode_rows = tuple(sequence.row for sequence in sequences)
             turn.step = Step(prefill=tuple(segments), decode=decode_rows, table=tuple(table))

@@ -10,6 +10,7 @@ from typing import Any
 from actors.messages import Delta, FinishReason, TokenRecord
 from api.model import ServedModel
 from api.run import Usage
+from api.timing import TIMING_KEY, timing_body
 from api.validate import Job
 
 
@@ -31,7 +32,7 @@ class Choice:
 
 
 class Answer(ABC):
-    """An answer being assembled. Either whole, by `add` and `body`, or in chunks, by `chunks` and `usage_chunk`."""
+    """An answer being assembled. Either whole, by `add` and `body`, or in chunks, by `chunks` and `last_chunks`."""
 
     whole_object: str
     chunk_object: str
@@ -62,7 +63,8 @@ class Answer(ABC):
     def body(self, usage: Usage) -> dict[str, Any]:
         """The whole answer."""
         choices = [self.whole_choice(index, choice) for index, choice in enumerate(self._choices)]
-        return {**self._envelope(self.whole_object), "choices": choices, "usage": usage_body(usage)}
+        body = {**self._envelope(self.whole_object), "choices": choices, "usage": usage_body(usage)}
+        return body | self._timing(usage)
 
     def chunks(self, prompt: int, delta: Delta) -> list[dict[str, Any]]:
         """The stream's chunks for a delta."""
@@ -70,13 +72,18 @@ class Answer(ABC):
         chunks = self.choice_chunks(self.index(prompt, delta.choice), delta)
         return [self._chunk([choice], self._running_usage()) for choice in chunks]
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        """The stream's last chunk for clients that asked for usage."""
-        return self._chunk([], usage_body(usage))
+    def last_chunks(self, usage: Usage) -> list[dict[str, Any]]:
+        """The stream's last chunk, for clients that asked for usage or stage times; none for others."""
+        if not (self.job.include_usage or self.job.include_timing):
+            return []
+        return [self._chunk([], usage_body(usage)) | self._timing(usage)]
 
     def stop_reason(self, stop_match: str | int | None) -> str | int | None:
         """The stop string or id that the client asked for; the model's own end of text is no reason."""
         return None if stop_match in self.model.eos_token_ids else stop_match
+
+    def _timing(self, usage: Usage) -> dict[str, Any]:
+        return {TIMING_KEY: timing_body(usage.timings)} if self.job.include_timing else {}
 
     def _running_usage(self) -> dict[str, Any] | None:
         if not self.job.continuous_usage:

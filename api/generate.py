@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import anyio
 import anyio.to_thread
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from actors.client import EngineClient
@@ -17,6 +18,7 @@ from api.errors import from_request_error, send_error
 from api.model import ApiSettings, Readiness, ServedModel
 from api.run import cancel_on_disconnect
 from api.stream import send_stream, send_whole
+from api.timing import wants_timing
 from api.validate import Job
 from runtime.errors import RequestError
 
@@ -54,6 +56,7 @@ class GenerateEndpoint:
             data = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout_s)
             if data is None:
                 return
+            timed = wants_timing(scope["headers"])
             job = await anyio.to_thread.run_sync(
                 self._prepare, data, self._model, self._settings, limiter=self._limiter, abandon_on_cancel=True
             )
@@ -62,6 +65,7 @@ class GenerateEndpoint:
             return
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_on_disconnect, receive, tasks.cancel_scope)
+            job = msgspec.structs.replace(job, include_timing=timed)
             await self._run(self._answer(job, self._model), send)
             tasks.cancel_scope.cancel()
 

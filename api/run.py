@@ -14,6 +14,7 @@ from starlette.types import Receive
 
 from actors.client import EngineClient, GenerateRequest
 from actors.messages import Completed, Delta, ErrorInfo, Failed
+from actors.stage_clock import StageTimes
 from api.errors import INTERNAL_ERROR
 from api.validate import Job
 
@@ -23,22 +24,23 @@ DeltaHandler = Callable[[int, Delta], Awaitable[None]]
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts of a whole job."""
+    """What a whole job used: tokens, and each choice's time by stage, in the order of the answer."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    timings: tuple[StageTimes, ...]
 
 
 async def run_job(client: EngineClient, job: Job, on_delta: DeltaHandler) -> Usage | ErrorInfo:
     """Calls `on_delta(prompt index, delta)` for every delta; returns the usage, or the first failure."""
-    ended: list[Completed] = []
+    ended: dict[int, Completed] = {}
     failures: list[ErrorInfo] = []
 
     async def run_one(index: int, request: GenerateRequest) -> None:
         end = await _run_request(client, index, request, on_delta)
         if isinstance(end, Completed):
-            ended.append(end)
+            ended[index] = end
         else:
             failures.append(end)
             tasks.cancel_scope.cancel()
@@ -46,7 +48,7 @@ async def run_job(client: EngineClient, job: Job, on_delta: DeltaHandler) -> Usa
     async with anyio.create_task_group() as tasks:
         for index, request in enumerate(job.requests):
             tasks.start_soon(run_one, index, request)
-    return failures[0] if failures else _total(ended)
+    return failures[0] if failures else _total([ended[index] for index in range(len(job.requests))])
 
 
 async def _run_request(
@@ -74,6 +76,7 @@ def _total(ended: list[Completed]) -> Usage:
         prompt_tokens=sum(end.prompt_tokens for end in ended),
         completion_tokens=sum(end.completion_tokens for end in ended),
         cached_tokens=sum(end.cached_tokens for end in ended),
+        timings=tuple(times for end in ended for times in end.timings),
     )
 
 

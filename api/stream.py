@@ -70,8 +70,7 @@ async def send_stream(send: Send, client: EngineClient, answer: Answer, ping_int
         end = await run_job(client, answer.job, on_delta)
         tasks.cancel_scope.cancel()
     if not isinstance(end, ErrorInfo):
-        tail = frames([answer.usage_chunk(end)]) if answer.job.include_usage else b""
-        await writer.write(tail + DONE, last=True)
+        await writer.write(frames(answer.last_chunks(end)) + DONE, last=True)
     elif writer.started:
         await writer.write(frames([error_body(end)]) + DONE, last=True)
     else:

@@ -42,7 +42,10 @@ class MaxTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP request, ready to run: one engine request per prompt, `num_choices` choices each."""
+    """One HTTP request, ready to run: one engine request per prompt, `num_choices` choices each.
+
+    `include_timing` comes from a header, so it is the endpoint that sets it.
+    """
 
     id: str
     created: int
@@ -53,6 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool
     continuous_usage: bool
     logprobs: int | None
+    include_timing: bool = False
 
 
 def encode_prompt(param: str, text: str, model: ServedModel, *, add_special_tokens: bool = False) -> Prompt:

@@ -54,14 +54,24 @@ def test_a_new_attempt_freezes_the_prefix_and_fences_the_old_one() -> None:
     choice = _open(Ledger()).choices[0]
     list(choice.accept(_sampled(0, 7)))
     list(choice.accept(_sampled(2, 9)))
-    assert choice.raise_attempt() == Key("r", 0, 2)
+    assert choice.raise_attempt(101.0) == Key("r", 0, 2)
     assert list(choice.accept(_sampled(1, 8, attempt=1))) == [], "stale"
     assert [accepted.index for accepted in choice.accept(_sampled(1, 8, attempt=2))] == [1], "the parked one is gone"
 
 
+def test_only_unfinished_choices_of_the_current_attempt_are_running() -> None:
+    record = _open(Ledger(), num_choices=3)
+    record.choices[0].end("stop")
+    record.choices[1].raise_attempt(101.0)
+    assert [choice.choice for choice in record.running(Key("r", 0, 1))] == [2]
+    assert [choice.choice for choice in record.running(Key("r", 1, 2))] == [1]
+    record.choices[1].raise_attempt(102.0)
+    assert list(record.running(Key("r", 1, 2))) == [], "stale"
+
+
 def test_attempts_are_per_choice() -> None:
     record = _open(Ledger(), num_choices=3)
-    record.choices[1].raise_attempt()
+    record.choices[1].raise_attempt(101.0)
     assert record.open_groups() == {Key("r", 0, 1): (0, 2), Key("r", 1, 2): (1,)}
     record.choices[0].end("stop")
     assert record.open_groups() == {Key("r", 0, 1): (2,), Key("r", 1, 2): (1,)}
@@ -81,7 +91,7 @@ def test_parking_is_bounded_and_a_gap_that_does_not_close_is_noticed() -> None:
         assert choice.is_stuck == (index > MAX_PARKED_TOKENS)
         assert list(choice.accept(_sampled(index, index))) == []
     assert len(choice.parked) == MAX_PARKED_TOKENS
-    choice.raise_attempt()
+    choice.raise_attempt(101.0)
     assert not choice.is_stuck
 
 

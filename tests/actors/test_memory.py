@@ -55,8 +55,9 @@ async def test_posts_never_wait(carrier: MemoryCarrier) -> None:
 async def test_a_buried_inbox_gives_its_chunks_up(carrier: MemoryCarrier) -> None:
     handle = carrier.arrays.put(object())
     ready = KvChunkReady(
-        key=Key("r", 0, 1), sequence=0, token_start=0, token_end=1, handle=handle, sender=Address("prefill.0")
-    )
+        key=Key("r", 0, 1), sequence=0, token_start=0, token_end=1, handle=handle,
+        sender=Address("prefill.0"), moved_at=0.0,
+    )  # fmt: skip
     carrier.post(BOX, ready)
     carrier.bury(BOX)
     assert len(carrier.arrays) == 0

@@ -35,6 +35,7 @@ def _job(
         prefix=chain_of(tokens, SPEC.page_size),
         params=PARAMS,
         decode=Address(decode),
+        decode_epoch=1,
         deadline=1.0,
     )
     return PrefillJob(start, (0,), None)
@@ -74,11 +75,11 @@ def test_no_credit_no_chunk_for_that_destination_alone() -> None:
     assert phase.stage(stuck, handle=7) == 0
     phase.dispatched(fine)
     phase.stage(fine, handle=8)
-    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), (0,), 1.0)
+    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), 1, (0,), 1.0)
     phase.add(_job("stuck2", 8, order=2, first=20))
     phase.add(_job("fine2", 8, order=3, decode="decode.1", first=30))
     assert [chunk.job.key.request for chunk in phase.plan()] == ["fine2"]
-    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), (0,), 1.0)
+    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), 1, (0,), 1.0)
     assert phase.unstage(stuck.job.key, 0) is None, "a credit comes back once"
     assert [chunk.job.key.request for chunk in phase.plan()] == ["stuck2", "fine2"]
 
@@ -177,10 +178,11 @@ def _reserve(
     )
 
 
-def _ready(name: str, begin: int, end: int, sequence: int = 0) -> KvChunkReady:
+def _ready(name: str, begin: int, end: int, sequence: int = 0, moved_at: float = 0.0) -> KvChunkReady:
     return KvChunkReady(
-        key=Key(name, 0, 1), sequence=sequence, token_start=begin, token_end=end, handle=1, sender=Address("prefill.0")
-    )
+        key=Key(name, 0, 1), sequence=sequence, token_start=begin, token_end=end, handle=1,
+        sender=Address("prefill.0"), moved_at=moved_at,
+    )  # fmt: skip
 
 
 def _start(name: str, num_tokens: int, starts: tuple[tuple[int, int], ...]) -> StartDecode:
@@ -222,6 +224,16 @@ def test_decode_starts_when_coverage_is_complete_and_not_before() -> None:
     (row,) = phase.begin_covered(1)
     assert (row.length, row.last_token, row.output) == (10, 42, (42,))
     assert not phase.leases
+
+
+def test_a_sequence_knows_when_the_last_of_its_kv_came() -> None:
+    phase, _, _ = _decode()
+    phase.reserve(_reserve("a", 10, choices=(0, 1)))
+    phase.start(_start("a", 10, ((0, 42), (1, 43))), fence=1)
+    phase.place(_ready("a", 8, 10, sequence=1, moved_at=7.0))
+    phase.place(_ready("a", 0, 8, moved_at=5.0))
+    phase.begin_covered(1)
+    assert [sequence.kv_at for sequence in phase.sequences.values()] == [7.0, 7.0], "they may come in any order"
 
 
 def test_a_lease_pins_what_is_cached_and_covers_it() -> None:

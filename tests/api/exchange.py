@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message
 class Exchange:
     """One request: what the application sends, and a client that may go away."""
 
-    def __init__(self, path: str, body: bytes) -> None:
+    def __init__(self, path: str, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         self.scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -23,7 +23,7 @@ class Exchange:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [(b"content-type", b"application/json"), *headers],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }
@@ -78,9 +78,11 @@ class Exchange:
 
 
 @asynccontextmanager
-async def exchange(app: ASGIApp, path: str, **body: Any) -> AsyncIterator[Exchange]:
+async def exchange(
+    app: ASGIApp, path: str, headers: tuple[tuple[bytes, bytes], ...] = (), **body: Any
+) -> AsyncIterator[Exchange]:
     """Sends a request and leaves the rest to the test."""
-    one = Exchange(path, json.dumps(body).encode())
+    one = Exchange(path, json.dumps(body).encode(), headers)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(one.run, app)
         yield one

@@ -7,6 +7,7 @@ import anyio
 
 from actors.client import ClientEvent, GenerateRequest
 from actors.messages import Completed, Delta, ErrorInfo, Failed, FinishReason, Status, TokenRecord
+from actors.stage_clock import StageTimes
 from runtime.text_stream import TextStream
 from runtime.tokens import Tokenizer
 
@@ -108,6 +109,21 @@ def completed(request: GenerateRequest, num_tokens: int) -> Completed:
         prompt_tokens=len(request.prompt),
         completion_tokens=num_tokens,
         cached_tokens=min(4, len(request.prompt) - 1),
+        timings=tuple(stage_times(request, choice) for choice in range(request.num_choices)),
+    )
+
+
+def stage_times(request: GenerateRequest, choice: int) -> StageTimes:
+    """Made-up stage times, by which tests know the choice and the length of its prompt."""
+    return StageTimes(
+        queue_s=float(len(request.prompt)),
+        prefill_s=float(choice),
+        transfer_s=0.125,
+        handoff_s=0.25,
+        decode_s=0.5,
+        attempts=1 + choice,
+        prefill_worker="prefill.0",
+        decode_worker=f"decode.{choice}" if choice else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The `openai` package against a served demo model, as a user has it: `runtime up --topology prefill=2,decode=2`."""
 
+import time
 from collections.abc import Iterator
 
 import openai
@@ -124,3 +125,28 @@ def test_a_bad_request_names_its_field_and_harms_nobody(client: openai.OpenAI) -
         client.chat.completions.create(model="gpt-5", messages=ask("hi"))
     text = (first.choices[0].delta.content or "") + "".join(c.choices[0].delta.content or "" for c in good)
     assert "\\boxed{50}" in text
+
+
+def test_the_stages_of_a_streamed_answer_are_no_longer_than_the_wait_for_it(client: openai.OpenAI) -> None:
+    asked_at = time.monotonic()
+    chunks = list(
+        client.chat.completions.create(
+            model="runtime-demo",
+            messages=ask("What is 37 + 58?"),
+            temperature=0,
+            stream=True,
+            extra_headers={"x-runtime-timing": "1"},
+        )
+    )
+    waited_s = time.monotonic() - asked_at
+    assert chunks[-1].choices == []
+    (times,) = chunks[-1].model_extra["runtime_timing"]["choices"]
+    stages = [times[f"{stage}_s"] for stage in ("queue", "prefill", "transfer", "handoff", "decode")]
+    assert min(stages) >= 0
+    assert sum(stages) == times["total_s"]
+    assert 0 < times["total_s"] <= waited_s
+    assert times["prefill_s"] > 0
+    assert times["decode_s"] > 0
+    assert (times["index"], times["attempts"]) == (0, 1)
+    assert times["prefill_worker"] in {"prefill.0", "prefill.1"}
+    assert times["decode_worker"] in {"decode.0", "decode.1"}

@@ -186,6 +186,17 @@ class Carrier:
         link.last_arrival = arrival + 1e-9  # the next one strictly later: equal moments run in a drawn order
         self.loop.after(arrival - self.loop.now, arrive)
 
+    def lose(self, source: Address, inbox: Inbox, message: Message) -> None:
+        """A message for which room was claimed does not arrive."""
+        self.trace.add(self.loop.now, "dropped", source, inbox.address, message)
+        for observe in self.observers:
+            observe(source, inbox.address, message)
+        self._give_room_back(inbox, message)
+
+    def main_task(self, address: Address) -> Task:
+        """The task of the actor's own life."""
+        return self._scopes[address][0]
+
     def _let_overtake(self, link: Link, arrive: Callable[[], None], fate: Fate) -> None:
         """Keeps a message back until the next one of its link has passed, or its time is up."""
         assert fate.overtaken is not None

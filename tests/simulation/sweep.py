@@ -15,6 +15,7 @@ from tests.simulation.injector import Struck
 from tests.simulation.scenarios import SCENARIOS, scenario
 from tests.simulation.workload import Workload
 
+
 @cache
 def count_boundaries(name: str) -> Counter[Boundary]:
     """How many messages cross each boundary of a scenario that no fault strikes."""

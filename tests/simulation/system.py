@@ -5,10 +5,9 @@ from functools import partial
 
 from actors.context import Actor
 from actors.gateway import GatewayActor
-from actors.messages import Address, Message, WorkerDown
+from actors.messages import GATEWAY, SCHEDULER, Address, Message, WorkerDown
 from actors.scheduler import SchedulerActor
-from actors.supervisor import WorkerSupervisor
-from actors.transfer import TransferActor
+from actors.supervisor import ActorSupervisor, WorkerSupervisor
 from actors.wiring import SystemOptions, wire
 from actors.worker import WorkerActor, WorkerOptions
 from runtime.pages import PagePool
@@ -19,8 +18,12 @@ from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
 from tests.simulation.injector import Injector, Mortal
 from tests.simulation.loop import SimulationError
+from tests.simulation.timing_watch import TimingWatch
 from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
+
+DISTURBED_SLACK_S = 60.0
+"""How much longer than in an undisturbed run work that nobody wants may go on: a lost cancel is noticed and repeated."""
 
 
 class SimSystem:
@@ -40,15 +43,17 @@ class SimSystem:
         )
         specs = wire(self.engines, topology, FakeMover(self.engines), FakeText, options, self._make_pool)
         actors = {spec.address: spec.actor for spec in specs}
-        gateway, scheduler = actors[Address("gateway")], actors[Address("scheduler")]
+        gateway = actors[GATEWAY]
         assert isinstance(gateway, GatewayActor)
-        assert isinstance(scheduler, SchedulerActor)
-        self.gateway, self.scheduler = gateway, scheduler
-        self.transfers = [actor for actor in actors.values() if isinstance(actor, TransferActor)]
+        self.gateway = gateway
+        self.actors = {name: actor for name, actor in actors.items() if isinstance(actor, ActorSupervisor)}
         self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
         self.injector = self.carrier.injector = Injector(self.carrier, workload.faults)
-        for supervisor in self.supervisors:
-            supervisor._make = partial(self._make_mortal, supervisor._make)
+        for child in self.supervisors:
+            child._make = partial(self._make_mortal, child._make)
+        for actor in self.actors.values():
+            actor.actor = Mortal(actor.actor, self.injector)
+            actor._make = partial(self._make_mortal, actor._make)
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
         self._waiting = list(self.clients)
         self._seen_refused = 0
@@ -60,16 +65,29 @@ class SimSystem:
             self.carrier.loop.after(begin_s, partial(lane.hold, True))
             self.carrier.loop.after(end_s, partial(lane.hold, False))
         self.reuse = ReuseWatch()
+        self.attempts = AttemptWatch(lambda: self.carrier.loop.now)
+        self.attempts.slack_s = DISTURBED_SLACK_S if workload.disturbed else 0.0
+        self.timings = TimingWatch(lambda: self.carrier.loop.now)
+        self.timings.exact = not workload.faults
         self.carrier.observers += [
             self.reuse.observe,
             self._check_deaths,
-            AttemptWatch(lambda: self.carrier.loop.now).observe,
+            self.attempts.observe,
+            self.timings.observe,
         ]
         self.carrier.observers += [client.observe for client in self.clients if client.plan.behaviour == "leaves"]
         for spec in specs:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)
         for client in self.clients:
             self.carrier.start(client.address, client.run, client.capacity)
+
+    @property
+    def scheduler(self) -> SchedulerActor:
+        """The scheduler that runs."""
+        mortal = self.actors[SCHEDULER].actor
+        assert isinstance(mortal, Mortal)
+        assert isinstance(mortal.actor, SchedulerActor)
+        return mortal.actor
 
     @property
     def workers(self) -> list[WorkerActor]:
@@ -94,8 +112,8 @@ class SimSystem:
             self._waiting.pop()
         return not self._waiting
 
-    def _make_mortal(self, make: Callable[[], Actor]) -> Actor:
-        return Mortal(make(), self.injector)
+    def _make_mortal(self, make: Callable[[int], Actor], life: int) -> Actor:
+        return Mortal(make(life), self.injector)
 
     def _make_pool(self, name: str, num_pages: int) -> PagePool:
         pages = self.engines[name].pages

@@ -20,7 +20,7 @@ Behaviour = Literal["patient", "leaves", "slow"]
 MAX_CHOICES = 4
 CANCEL_MOMENTS = (
     "Submit", "Admit", "Reserve", "Reserved", "StartPrefill", "PrefillStarted", "MoveChunk", "KvChunkReady",
-    "ChunkAcked", "StartDecode", "TokensSampled", "Delta", "Preempted", "AbortGroup", "Released",
+    "ChunkAcked", "StartDecode", "DecodeStarted", "TokensSampled", "Delta", "Preempted", "AbortGroup", "Released",
 )  # fmt: skip
 """Messages about a request at which its client may leave."""
 

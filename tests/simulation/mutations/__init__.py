@@ -7,7 +7,8 @@ from tests.simulation.mutations.delivery import DELIVERY
 from tests.simulation.mutations.pages import PAGES
 from tests.simulation.mutations.planted import SEEDS, Planted
 from tests.simulation.mutations.requests import REQUESTS
+from tests.simulation.mutations.timing import TIMING
 
-MUTATIONS: tuple[Planted, ...] = (*PAGES, *DELIVERY, *REQUESTS)
+MUTATIONS: tuple[Planted, ...] = (*PAGES, *DELIVERY, *REQUESTS, *TIMING)
 
 __all__ = ["MUTATIONS", "SEEDS", "Planted"]
