@@ -86,6 +86,14 @@ def _check_first_token_deadline(client: SimClient) -> None:
         assert waited_s <= client.plan.queue_timeout_s + _LATENESS_S, f"{client.plan.request} waited {waited_s} s"
 
 
+def check_promptness(clients: Iterable[SimClient], until_s: float) -> None:
+    """No client that keeps reading has had to wait longer than this."""
+    for client in clients:
+        if client.terminals and client.plan.behaviour != "slow":
+            ended_s = client.events[-1][0]
+            assert ended_s <= until_s, f"{client.plan.request} ends only at {ended_s:.1f} s, not by {until_s:.1f} s"
+
+
 def check_engines(engines: Iterable[FakeEngine]) -> None:
     """No step, gather or insert met wrong KV."""
     for engine in engines:

@@ -12,8 +12,11 @@ from tests.simulation.workload import Workload, draw_faulty_workload, draw_workl
 
 MAX_STEPS = 200_000
 MAX_TIME_S = 2000.0
-SETTLE_S = 120.0
+SETTLE_S = 30.0
 """This long after the last client and the last fault, everything is at rest again."""
+
+RECOVERED_S = 30.0
+"""By then after the last fault, every stream goes on or has ended."""
 
 _QUIET_S = 3
 """Seconds for which everything has to stay at rest."""
@@ -88,6 +91,8 @@ def _run(system: SimSystem) -> Outcome:
     for client in system.clients:
         checks.check_client(client, system.workload)
     if system.workload.disturbed:
+        calm_s = max(system.quiet_at, *(plan.arrival_s for plan in system.workload.requests))
+        checks.check_promptness(system.clients, calm_s + RECOVERED_S)
         _settle(system)
     loop.run_until(loop.is_idle, MAX_TIME_S, MAX_STEPS)
     for client in system.clients:

@@ -13,7 +13,7 @@ from tests.simulation.workload import PlannedRequest, Workload, draw_workload
 TIMEOUT_S = 20.0
 """A slice that hangs is found out before a run is over, one that is only slow is not."""
 
-_CROWDED = 228
+_CROWDED = 3
 """A drawn workload, small and so short of pages that reservations are refused and sequences preempted."""
 
 _SPEC = EngineSpec(
@@ -85,11 +85,11 @@ def _scenarios() -> dict[str, Scenario]:
         "mixed": Scenario(_build("mixed=2", requests=_requests(leave_at=("PrefillStarted", 1)))),
         "crowded": Scenario(
             msgspec.structs.replace(draw_workload(_CROWDED), step_timeout_s=TIMEOUT_S),
-            only=("Refused", "ReserveRefused", "Preempted", "StartDecode", "StartAcked"),
+            only=("Refused", "ReserveRefused", "Preempted"),
         ),
         "failing": Scenario(
             _build("prefill=2,decode=2", failing_steps={"prefill.0": (3,), "decode.0": (4,)}),
-            only=("WorkerDown", "Preempted", "ChunkLost", "SchedulerReport"),
+            only=("WorkerDown", "Preempted", "ChunkLost", "SchedulerReport", "StartDecode", "StartAcked"),
         ),
         "recovering": Scenario(
             _build("prefill=2,decode=2", faults=tuple(map(parse_fault, lost))),

@@ -22,8 +22,8 @@ from tests.simulation.timing_watch import TimingWatch
 from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
 
-DISTURBED_SLACK_S = 60.0
-"""How much longer than in an undisturbed run work that nobody wants may go on: a lost cancel is noticed and repeated."""
+RECOVERED_S = 20.0
+"""This long after the last fault is over, nothing of it is left: a lost cancel has been noticed and repeated."""
 
 
 class SimSystem:
@@ -66,7 +66,8 @@ class SimSystem:
             self.carrier.loop.after(end_s, partial(lane.hold, False))
         self.reuse = ReuseWatch()
         self.attempts = AttemptWatch(lambda: self.carrier.loop.now)
-        self.attempts.slack_s = DISTURBED_SLACK_S if workload.disturbed else 0.0
+        if workload.disturbed:
+            self.attempts.forgiven_until = lambda: self.quiet_at + RECOVERED_S
         self.timings = TimingWatch(lambda: self.carrier.loop.now)
         self.timings.exact = not workload.faults
         self.carrier.observers += [
