@@ -8,16 +8,14 @@ import pytest
 from actors.context import ArrayTable
 from actors.decode import DecodePhase, Lease
 from actors.deliveries import Deliveries
-from actors.gaps import Gaps
 from actors.gateway import GatewayActor
 from actors.grants import Grants
 from actors.ledger import ChoiceRecord
 from actors.messages import Key, SampledToken
 from actors.outbox import Outbox
-from actors.placement import WorkerView
 from actors.reports import WorkerReports
 from actors.scheduler import SchedulerActor
-from actors.supervisor import WorkerSupervisor
+from actors.tombstones import Recent
 from actors.transfer import TransferActor
 from actors.worker import WorkerActor
 from tests.simulation.mutations.planted import Planted
@@ -46,23 +44,6 @@ def reservations_are_asked_for_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Grants, "unanswered", lambda self, now, resend_s: [])
 
 
-def a_new_scheduler_takes_nothing_over(patch: pytest.MonkeyPatch) -> None:
-    """What was granted before the scheduler died belongs to nobody."""
-    patch.setattr(Grants, "adopt", lambda self, up, now: None)
-
-
-def adopted_grants_are_never_aborted(patch: pytest.MonkeyPatch) -> None:
-    """The gateway does not tell the scheduler what it does not want any more."""
-    compare = GatewayActor._compare
-
-    def mutant(self: GatewayActor, ctx: Any, report: Any) -> None:
-        known = {key for record in self.ledger.requests.values() for key in record.open_groups()}
-        held = tuple(group for group in report.held if group.key in known)
-        compare(self, ctx, type(report)(held=held, reads=report.reads))
-
-    patch.setattr(GatewayActor, "_compare", mutant)
-
-
 def cancels_are_never_repeated(patch: pytest.MonkeyPatch) -> None:
     """What a worker goes on to hold although it was cancelled is left there."""
     patch.setattr(Grants, "unwanted", lambda self, up: [])
@@ -79,11 +60,6 @@ def prefixes_are_never_told_again(patch: pytest.MonkeyPatch) -> None:
 
 
 # --- epochs
-
-
-def restart_keeps_the_old_inventory(patch: pytest.MonkeyPatch) -> None:
-    """An inventory counts as news whatever life it is of and however old it is."""
-    patch.setattr(WorkerView, "is_news", lambda self, inventory: True)
 
 
 def restart_keeps_the_old_prefixes(patch: pytest.MonkeyPatch) -> None:
@@ -121,7 +97,7 @@ def duplicate_reserve_is_leased_twice(patch: pytest.MonkeyPatch) -> None:
     reserve = WorkerActor._reserve
 
     def mutant(self: WorkerActor, ctx: Any, message: Any) -> None:
-        self._leased.discard(message.key)
+        self._leased = Recent()
         self.decode.leases.pop(message.key, None)
         reserve(self, ctx, message)
 
@@ -133,15 +109,10 @@ def duplicate_prefill_is_computed_twice(patch: pytest.MonkeyPatch) -> None:
     start_prefill = WorkerActor._start_prefill
 
     def mutant(self: WorkerActor, ctx: Any, message: Any) -> None:
-        self._begun.discard(message.key)
+        self._begun = Recent()
         start_prefill(self, ctx, message)
 
     patch.setattr(WorkerActor, "_start_prefill", mutant)
-
-
-def covered_chunks_are_inserted_again(patch: pytest.MonkeyPatch) -> None:
-    """A chunk that comes twice is written twice."""
-    patch.setattr(DecodePhase, "wants", lambda self, ready: ready.key in self.leases)
 
 
 def repeated_tokens_are_accepted(patch: pytest.MonkeyPatch) -> None:
@@ -158,9 +129,10 @@ def repeated_tokens_are_accepted(patch: pytest.MonkeyPatch) -> None:
 def attempts_keep_their_number(patch: pytest.MonkeyPatch) -> None:
     """A new attempt cannot be told from the one before it."""
 
-    def mutant(self: ChoiceRecord) -> Key:
+    def mutant(self: ChoiceRecord, now: float) -> Key:
         self.group = Key(self.request, self.choice, self.attempt)
         self.parked.clear()
+        self.clock.give_up(now)
         return self.group
 
     patch.setattr(ChoiceRecord, "raise_attempt", mutant)
@@ -201,46 +173,12 @@ def taken_arrays_stay_in_the_table(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ArrayTable, "take", lambda self, handle: self._objects.get(handle))
 
 
-def hand_over_ends_all_choices(patch: pytest.MonkeyPatch) -> None:
-    """A repeated hand-over is taken for the end of choices that run."""
-    start = DecodePhase.start
-
-    def mutant(self: DecodePhase, message: Any, *rest: Any) -> Any:
-        for choice, _ in message.starts:
-            sequence = self.sequences.get(message.key.sibling(choice))
-            if sequence is not None:
-                self.end(sequence, rest[0])
-        return start(self, message, *rest)
-
-    patch.setattr(DecodePhase, "start", mutant)
-
-
 # --- time and death
-
-
-def gaps_are_waited_out(patch: pytest.MonkeyPatch) -> None:
-    """A stream waits for a lost token as long as it takes."""
-    patch.setattr(Gaps, "take_overdue", lambda self, now, timeout_s: [])
 
 
 def deadlines_are_only_looked_at_by_the_way(patch: pytest.MonkeyPatch) -> None:
     """The gateway waits for its next message without bound."""
     patch.setattr(GatewayActor, "_until_deadline", lambda self, now: None)
-
-
-def hung_slice_is_used_at_once(patch: pytest.MonkeyPatch) -> None:
-    """A slice is reset while its thread may still be inside a call."""
-
-    async def mutant(self: WorkerSupervisor, ctx: Any) -> None:
-        self._reset()
-
-    patch.setattr(WorkerSupervisor, "_wait_for_slice", mutant)
-
-
-def deaths_are_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
-    """A worker that died is heard of when it lives again, and what it held is believed to live on."""
-    patch.setattr(WorkerSupervisor, "_tell", lambda self, ctx, reason, final: None)
-    patch.setattr(SchedulerActor, "_take_all_back", lambda self, ctx, view, reason: None)
 
 
 def leases_never_run_out_of_choices(patch: pytest.MonkeyPatch) -> None:
@@ -255,31 +193,25 @@ def leases_never_run_out_of_choices(patch: pytest.MonkeyPatch) -> None:
 
 
 RECOVERY = (
-    Planted(heartbeats_are_ignored, found_at=0, seeds="faulty"),
-    Planted(lost_grants_are_kept, found_at=0, seeds="faulty"),
-    Planted(reservations_are_asked_for_once, found_at=0, seeds="faulty"),
-    Planted(a_new_scheduler_takes_nothing_over, found_at=0, seeds="faulty"),
-    Planted(adopted_grants_are_never_aborted, found_at=0, seeds="faulty"),
-    Planted(cancels_are_never_repeated, found_at=0, seeds="faulty"),
-    Planted(lost_admissions_are_not_noticed, found_at=0, seeds="faulty"),
-    Planted(prefixes_are_never_told_again, found_at=0, seeds="faulty"),
-    Planted(restart_keeps_the_old_inventory, found_at=0, seeds="faulty"),
-    Planted(restart_keeps_the_old_prefixes, found_at=0, seeds="faulty"),
-    Planted(old_deaths_end_new_lives, found_at=0, seeds="faulty"),
-    Planted(duplicate_reserve_is_leased_twice, found_at=0, seeds="faulty"),
-    Planted(duplicate_prefill_is_computed_twice, found_at=0, seeds="faulty"),
-    Planted(covered_chunks_are_inserted_again, found_at=0, seeds="faulty"),
-    Planted(repeated_tokens_are_accepted, found_at=0, seeds="faulty"),
-    Planted(attempts_keep_their_number, found_at=0, seeds="undisturbed"),
-    Planted(nothing_is_sent_again, found_at=0, seeds="faulty"),
-    Planted(acknowledgements_are_not_sent, found_at=0, seeds="undisturbed"),
-    Planted(cancel_keeps_credits, found_at=0, seeds="undisturbed"),
+    Planted(heartbeats_are_ignored, found_at=2, seeds="faulty"),
+    Planted(lost_grants_are_kept, found_at=40, seeds="faulty"),
+    Planted(reservations_are_asked_for_once, found_at=44, seeds="faulty"),
+    Planted(cancels_are_never_repeated, case=("disaggregated", "drop:Cancel:scheduler:decode:1:0")),
+    Planted(lost_admissions_are_not_noticed, found_at=2, seeds="faulty"),
+    Planted(prefixes_are_never_told_again, found_at=5, seeds="faulty"),
+    Planted(restart_keeps_the_old_prefixes, found_at=2, seeds="faulty"),
+    Planted(old_deaths_end_new_lives, case=("failing", "duplicate:WorkerDown:decode:scheduler:1:3")),
+    Planted(duplicate_reserve_is_leased_twice, case=("disaggregated", "duplicate:Reserve:scheduler:decode:1:0.05")),
+    Planted(
+        duplicate_prefill_is_computed_twice, case=("disaggregated", "duplicate:StartPrefill:scheduler:prefill:1:0.05")
+    ),
+    Planted(repeated_tokens_are_accepted, case=("disaggregated", "duplicate:TokensSampled:decode:gateway:8:0.05")),
+    Planted(attempts_keep_their_number, found_at=1),
+    Planted(nothing_is_sent_again, found_at=11, seeds="faulty"),
+    Planted(acknowledgements_are_not_sent, found_at=0),
+    Planted(cancel_keeps_credits, found_at=98),
     Planted(moved_arrays_are_never_dropped, found_at=0, seeds="faulty"),
-    Planted(taken_arrays_stay_in_the_table, found_at=0, seeds="undisturbed"),
-    Planted(hand_over_ends_all_choices, found_at=0, seeds="faulty"),
-    Planted(gaps_are_waited_out, found_at=0, seeds="faulty"),
-    Planted(deadlines_are_only_looked_at_by_the_way, found_at=0, seeds="undisturbed"),
-    Planted(hung_slice_is_used_at_once, found_at=0, seeds="faulty"),
-    Planted(deaths_are_told_to_nobody, found_at=0, seeds="faulty"),
-    Planted(leases_never_run_out_of_choices, found_at=0, seeds="undisturbed"),
+    Planted(taken_arrays_stay_in_the_table, found_at=0),
+    Planted(deadlines_are_only_looked_at_by_the_way, found_at=0),
+    Planted(leases_never_run_out_of_choices, found_at=0),
 )
