@@ -176,11 +176,6 @@ def taken_arrays_stay_in_the_table(patch: pytest.MonkeyPatch) -> None:
 # --- time and death
 
 
-def deadlines_are_only_looked_at_by_the_way(patch: pytest.MonkeyPatch) -> None:
-    """The gateway waits for its next message without bound."""
-    patch.setattr(GatewayActor, "_until_deadline", lambda self, now: None)
-
-
 def leases_never_run_out_of_choices(patch: pytest.MonkeyPatch) -> None:
     """A cancel of all choices leaves their lease."""
     cancel = DecodePhase.cancel
@@ -203,7 +198,7 @@ RECOVERY = (
     Planted(old_deaths_end_new_lives, case=("failing", "duplicate:WorkerDown:decode:scheduler:1:3")),
     Planted(duplicate_reserve_is_leased_twice, case=("disaggregated", "duplicate:Reserve:scheduler:decode:1:0.05")),
     Planted(
-        duplicate_prefill_is_computed_twice, case=("disaggregated", "duplicate:StartPrefill:scheduler:prefill:1:0.05")
+        duplicate_prefill_is_computed_twice, case=("disaggregated", "duplicate:StartPrefill:scheduler:prefill:1:0")
     ),
     Planted(repeated_tokens_are_accepted, case=("disaggregated", "duplicate:TokensSampled:decode:gateway:8:0.05")),
     Planted(attempts_keep_their_number, found_at=1),
@@ -212,6 +207,5 @@ RECOVERY = (
     Planted(cancel_keeps_credits, found_at=98),
     Planted(moved_arrays_are_never_dropped, found_at=0, seeds="faulty"),
     Planted(taken_arrays_stay_in_the_table, found_at=0),
-    Planted(deadlines_are_only_looked_at_by_the_way, found_at=0),
     Planted(leases_never_run_out_of_choices, found_at=0),
 )
