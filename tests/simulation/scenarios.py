@@ -13,7 +13,7 @@ from tests.simulation.workload import PlannedRequest, Workload, draw_workload
 TIMEOUT_S = 20.0
 """A slice that hangs is found out before a run is over, one that is only slow is not."""
 
-_CROWDED = 3
+_CROWDED = 63
 """A drawn workload, small and so short of pages that reservations are refused and sequences preempted."""
 
 _SPEC = EngineSpec(
@@ -84,7 +84,7 @@ def _scenarios() -> dict[str, Scenario]:
         "disaggregated": Scenario(_build("prefill=2,decode=2")),
         "mixed": Scenario(_build("mixed=2", requests=_requests(leave_at=("PrefillStarted", 1)))),
         "crowded": Scenario(
-            msgspec.structs.replace(draw_workload(_CROWDED), step_timeout_s=TIMEOUT_S),
+            msgspec.structs.replace(draw_workload(_CROWDED), step_timeout_s=TIMEOUT_S, max_queued=2),
             only=("Refused", "ReserveRefused", "Preempted"),
         ),
         "failing": Scenario(
