@@ -4,6 +4,7 @@
 #   make up EXTRAS=tpu           with the TPU build of jax       make clean   remove what was made here
 #   make compile ARGS="..."      runtime compile: a topology's programs for a TPU that need not be there
 #   make bench                   time the server with fixed loads, and say what became worse since the last time
+#   make simulate SEEDS=2000     the actors under planned faults on a simulated carrier; prints what replays a failure
 #   make kernels                 compile every kernel for every TPU, without one; ARGS="--op kv_write" does a part
 SHELL := /bin/sh
 VENV := .venv
@@ -13,6 +14,7 @@ EXTRAS ?=
 ARGS ?=
 # Processes that share the tests, file by file; WORKERS=0 runs them in one, as a debugger needs it.
 WORKERS ?= 2
+SEEDS ?= 2000
 TARGETS := v5e v6e tpu7x
 
 # The first interpreter that runs and is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another.
@@ -23,7 +25,7 @@ comma := ,
 SERVE := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 DEVELOP := $(VENV)/.installed-test
 
-.PHONY: up compile bench kernels test check format clean
+.PHONY: up compile bench kernels simulate test check format clean
 
 up: $(SERVE)
 	@exec $(BIN)/runtime up $(ARGS)
@@ -37,6 +39,9 @@ bench: $(SERVE)
 
 test: $(DEVELOP)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+simulate: $(DEVELOP)
+	@$(BIN)/python -m tests.simulation.campaign --seeds $(SEEDS) --processes $(WORKERS) $(ARGS)
 
 check: $(DEVELOP)
 	@$(BIN)/ruff format --check .

@@ -2,21 +2,27 @@
 
 It implements `actors.context.Context`. Every message crosses its link as msgpack bytes. Links are FIFO per
 pair of sender and receiver, and each message may be late by a seeded virtual delay; room in the receiver's
-inbox is taken when the message is sent, as on a memory stream, so the bounds are the real ones.
+inbox is taken when the message is sent, as on a memory stream, so the bounds are the real ones. A message that a
+planned fault takes away gives its room back.
 """
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
+import msgspec
+
 from actors.context import ArrayTable, EngineFailure, EngineTimeout, NoSuchInbox
 from actors.messages import Address, MailboxClass, Message, mailbox_class
+from tests.simulation.injector import ON_TIME, Fate, Injector
 from tests.simulation.links import ENCODER, Inbox, Link, wake
 from tests.simulation.loop import Loop, SimulationError, Task, Waiter
 from tests.simulation.trace import Trace
 
 T = TypeVar("T")
+Observer = Callable[[Address, Address, Message], None]
 Body = Callable[["SimContext"], Awaitable[None]]
 
 
@@ -31,6 +37,7 @@ class Lane:
         self.name = name
         self.max_service_s = self._random.choice((0.002, 0.01, 0.05))
         self.held = False
+        self.slowness = 1.0
 
     def submit(self, call: Callable[[], Any], waiter: Waiter) -> None:
         """Queues a call; `waiter` gets its value or error."""
@@ -42,6 +49,10 @@ class Lane:
         self.held = held
         self._next()
 
+    def speed_up(self) -> None:
+        """A slow lane is as fast as before."""
+        self.slowness = 1.0
+
     @property
     def backlog(self) -> int:
         """Calls queued or running."""
@@ -52,7 +63,7 @@ class Lane:
             return
         self._busy = True
         call, waiter = self._queue.popleft()
-        service_s = self._random.uniform(0.0001, self.max_service_s)
+        service_s = self._random.uniform(0.0001, self.max_service_s) * self.slowness
         moment_s = self._random.uniform(0.0, service_s)
         self._carrier.loop.after(moment_s, lambda: self._execute(call, waiter, service_s - moment_s))
 
@@ -86,7 +97,9 @@ class Carrier:
         self.on_death: Callable[[Address, BaseException | None], None] = self._raise_death
         self.sent: Counter[str] = Counter()
         self.refused: list[tuple[Address, Address, Message]] = []
-        self.observers: list[Callable[[Address, Address, Message], None]] = []
+        self.observers: list[Observer] = []
+        self.injector = Injector(self)
+        self.undecodable = 0
         self._random = Random(f"links {seed}")
         self._links: dict[tuple[Address, Address], Link] = {}
         self._scopes: dict[Address, list[Task]] = {}
@@ -135,6 +148,15 @@ class Carrier:
 
     def transmit(self, source: Address, inbox: Inbox, message: Message) -> None:
         """Puts a message for which room was claimed on its link."""
+        fate = self.injector.strike(source, inbox.address, message) or ON_TIME
+        if not fate.unsent:
+            self._send(source, inbox, message, fate)
+        else:
+            self._give_room_back(inbox, message)
+        if fate.sent is not None:
+            fate.sent()
+
+    def _send(self, source: Address, inbox: Inbox, message: Message, fate: Fate) -> None:
         encoded = ENCODER.encode(message)
         self.sent[type(message).__name__] += 1
         for observe in self.observers:
@@ -143,26 +165,62 @@ class Carrier:
         link = self._links.get((source, inbox.address))
         if link is None:
             link = self._links[source, inbox.address] = Link(self._random)
-        arrival = max(self.loop.now + link.draw_delay_s(), link.last_arrival)
+        arrival = max(self.loop.now + link.draw_delay_s() + fate.late_s, link.last_arrival)
+        overtaken, link.overtaken = link.overtaken, None
+        if fate.lost:
+            self._give_room_back(inbox, message)
+        elif fate.overtaken is not None:
+            self._let_overtake(link, partial(self._arrive, inbox, encoded, message, fate), fate)
+        else:
+            self._deliver(link, arrival, partial(self._arrive, inbox, encoded, message, fate))
+        if fate.again_s is not None and inbox.claim(message):
+            self.loop.after(arrival - self.loop.now + fate.again_s, partial(self._arrive, inbox, encoded, message))
+        if overtaken is not None:
+            self._deliver(link, arrival, overtaken)
+
+    def _deliver(self, link: Link, arrival: float, arrive: Callable[[], None]) -> None:
+        arrival = max(arrival, link.last_arrival)
         if arrival <= self.loop.now:
-            self._arrive(inbox, encoded, message)
+            arrive()
             return
         link.last_arrival = arrival + 1e-9  # the next one strictly later: equal moments run in a drawn order
-        self.loop.after(arrival - self.loop.now, lambda: self._arrive(inbox, encoded, message))
+        self.loop.after(arrival - self.loop.now, arrive)
 
     def lose(self, source: Address, inbox: Inbox, message: Message) -> None:
         """A message for which room was claimed does not arrive."""
         self.trace.add(self.loop.now, "dropped", source, inbox.address, message)
         for observe in self.observers:
             observe(source, inbox.address, message)
-        inbox.taken_room[mailbox_class(message)] -= 1
-        wake(inbox.senders)
+        self._give_room_back(inbox, message)
 
     def main_task(self, address: Address) -> Task:
         """The task of the actor's own life."""
         return self._scopes[address][0]
 
-    def _arrive(self, inbox: Inbox, encoded: bytes, sent: Message) -> None:
+    def _let_overtake(self, link: Link, arrive: Callable[[], None], fate: Fate) -> None:
+        """Keeps a message back until the next one of its link has passed, or its time is up."""
+        assert fate.overtaken is not None
+        arrived = False
+
+        def arrive_once() -> None:
+            nonlocal arrived
+            if not arrived:
+                arrived = True
+                arrive()
+
+        def passed() -> None:
+            if not arrived:
+                note()
+            arrive_once()
+
+        note = fate.overtaken
+        link.overtaken = passed
+        self.loop.after(fate.overtaken_s, arrive_once)
+
+    def _arrive(self, inbox: Inbox, encoded: bytes, sent: Message, fate: Fate | None = None) -> None:
+        if fate is not None and fate.garbled:
+            self._drop_garbled(inbox, encoded[: len(encoded) // 2], sent)
+            return
         message = inbox.decoder.decode(encoded)
         if message != sent:
             raise SimulationError(f"a message changes on its way: {sent!r} becomes {message!r}")
@@ -172,6 +230,22 @@ class Carrier:
         if not inbox.mailbox.put(message):
             raise SimulationError(f"{inbox.address} has no room for the {type(message).__name__} it promised room to")
         wake(inbox.receivers)
+        if fate is not None and fate.arrived is not None:
+            fate.arrived(message)
+
+    def _drop_garbled(self, inbox: Inbox, encoded: bytes, sent: Message) -> None:
+        try:
+            inbox.decoder.decode(encoded)
+        except msgspec.DecodeError:
+            self.trace.add(self.loop.now, "garbled", inbox.address, "", type(sent).__name__)
+            self.undecodable += 1
+            self._give_room_back(inbox, sent)
+        else:
+            raise SimulationError(f"half of a {type(sent).__name__} is taken for a whole one")
+
+    def _give_room_back(self, inbox: Inbox, message: Message) -> None:
+        inbox.taken_room[mailbox_class(message)] -= 1
+        wake(inbox.senders)
 
     def _raise_death(self, address: Address, error: BaseException | None) -> None:
         if error is not None or not address.startswith("client/"):
@@ -226,8 +300,10 @@ class SimContext:
         inbox = self._carrier.inboxes[self._address]
         deadline = None if timeout_s is None else self.now() + timeout_s
         while True:
+            self._carrier.injector.before_wait(self._address)
             message = inbox.take()
             if message is not None:
+                self._carrier.injector.taken(self._address, message)
                 return message
             if deadline is not None and self.now() >= deadline:
                 return None
@@ -248,14 +324,20 @@ class SimContext:
                 inbox.receivers.remove(waiter)
 
     def receive_nowait(self) -> Message | None:
-        return self._carrier.inboxes[self._address].take()
+        self._carrier.injector.before_wait(self._address)
+        message = self._carrier.inboxes[self._address].take()
+        if message is not None:
+            self._carrier.injector.taken(self._address, message)
+        return message
 
     async def sleep(self, duration_s: float) -> None:
+        self._carrier.injector.before_wait(self._address)
         waiter = Waiter(self._carrier.loop)
         self._carrier.loop.after(max(0.0, duration_s), waiter.resolve, background=True)
         await waiter.wait()
 
     async def run_engine(self, lane: str, call: Callable[[], T], timeout_s: float) -> T:
+        self._carrier.injector.before_wait(self._address)
         waiter = Waiter(self._carrier.loop)
         too_late = EngineTimeout(f"{lane} did not answer in {timeout_s} s")
         timer = self._carrier.loop.after(timeout_s, lambda: waiter.resolve(error=too_late), background=True)

@@ -86,6 +86,14 @@ def _check_first_token_deadline(client: SimClient) -> None:
         assert waited_s <= client.plan.queue_timeout_s + _LATENESS_S, f"{client.plan.request} waited {waited_s} s"
 
 
+def check_promptness(clients: Iterable[SimClient], until_s: float) -> None:
+    """No client that keeps reading has had to wait longer than this."""
+    for client in clients:
+        if client.terminals and client.plan.behaviour != "slow":
+            ended_s = client.events[-1][0]
+            assert ended_s <= until_s, f"{client.plan.request} ends only at {ended_s:.1f} s, not by {until_s:.1f} s"
+
+
 def check_engines(engines: Iterable[FakeEngine]) -> None:
     """No step, gather or insert met wrong KV."""
     for engine in engines:
@@ -121,6 +129,7 @@ def check_scheduler_at_rest(scheduler: SchedulerActor, workers: Iterable[WorkerA
     for worker in workers:
         view = scheduler.workers.get(worker.address)
         assert view is not None, f"the scheduler has not heard of {worker.address}"
+        assert view.alive, f"the scheduler takes {worker.address} for dead"
         assert not view.pending, f"{worker.address} has unanswered reservations {list(view.pending)}"
         seen, true = (view.available_pages, view.free_rows), (worker.pool.available_pages, len(worker.free_rows))
         assert seen == true, f"the scheduler sees {seen} free pages and rows on {worker.address}, it has {true}"

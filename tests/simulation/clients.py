@@ -22,12 +22,16 @@ _SLOW_PAUSE_S = 3.0
 
 
 class SimClient:
-    """One client. `events` pairs each message with its time; `left` tells that it went away on its own."""
+    """One client. `events` pairs each message with its time; `left` tells that it went away on its own.
+
+    `terminals` are the terminal records among them.
+    """
 
     def __init__(self, plan: PlannedRequest, loop: Loop) -> None:
         self.plan = plan
         self.address = Address(f"client/{plan.request}")
         self.events: list[tuple[float, Delta | Completed | Failed]] = []
+        self.terminals: list[Completed | Failed] = []
         self.submitted_s: float | None = None
         self.left = False
         self.cut_off = False
@@ -43,21 +47,16 @@ class SimClient:
         return {**CLIENT_CAPACITY, "token": room}
 
     @property
-    def terminals(self) -> list[Completed | Failed]:
-        """Terminal records that arrived."""
-        return [event for _, event in self.events if not isinstance(event, Delta)]
-
-    @property
     def done(self) -> bool:
         """Whether nothing more will happen to this client."""
         return self.left or self.cut_off or bool(self.terminals)
 
     def observe(self, source: Address, target: Address, message: Message) -> None:
         """Sees every message of the system; one of them is the moment to leave."""
-        if self.plan.behaviour != "leaves" or not concerns(message, self.plan.request):
-            return
         kind, count = self.plan.leave_at
-        self._seen += type(message).__name__ == kind
+        if type(message).__name__ != kind or not concerns(message, self.plan.request):
+            return
+        self._seen += 1
         if self._seen == count:
             self._leave.resolve()
 
@@ -90,6 +89,8 @@ class SimClient:
             message = await ctx.receive()
             assert isinstance(message, Delta | Completed | Failed), message
             self.events.append((ctx.now(), message))
+            if not isinstance(message, Delta):
+                self.terminals.append(message)
             if self.plan.behaviour == "slow":
                 await ctx.sleep(_SLOW_PAUSE_S)
 

@@ -96,21 +96,32 @@ class FakePages:
         """Tokens 0..length-1 as the pages have them, and their fingerprint. Any flaw raises."""
         tokens: list[int] = []
         prefix = 0
+        content: list[Slot | None] = []
         for position in range(length):
             column, offset = divmod(position, self._size)
-            if column >= len(refs):
-                raise KvViolation(f"{self._name}: {who} has no page for position {position} of {length}")
-            slot = self.content(refs[column], who)[offset]
-            place = f"page {refs[column].page} slot {offset} at position {position}"
+            if not offset:
+                content = self._column(refs, column, length, who)
+            slot = content[offset]
             if slot is None:
                 state = "poisoned" if self._poisoned[refs[column].page] else "unwritten"
-                raise KvViolation(f"{self._name}: {who} reads {state} {place}")
-            prefix = fingerprint((slot.token,), prefix)
+                raise KvViolation(f"{self._name}: {who} reads {state} {_place(refs, column, offset, position)}")
+            token = slot.token
+            prefix = fingerprint((token,), prefix)
             if slot.position != position or slot.prefix != prefix:
+                place = _place(refs, column, offset, position)
                 raise KvViolation(f"{self._name}: {who} reads another sequence's KV in {place}: {slot}")
-            tokens.append(slot.token)
+            tokens.append(token)
         return tokens, prefix
+
+    def _column(self, refs: Sequence[PageRef], column: int, length: int, who: object) -> list[Slot | None]:
+        if column >= len(refs):
+            raise KvViolation(f"{self._name}: {who} has no page for position {column * self._size} of {length}")
+        return self.content(refs[column], who)
 
     def _check_epoch(self, ref: PageRef, who: object) -> None:
         if ref.page != SENTINEL_PAGE and ref.epoch != self._epochs[ref.page]:
             raise KvViolation(f"{self._name}: page {ref.page} was freed while {who} still names it")
+
+
+def _place(refs: Sequence[PageRef], column: int, offset: int, position: int) -> str:
+    return f"page {refs[column].page} slot {offset} at position {position}"

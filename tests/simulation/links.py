@@ -1,7 +1,7 @@
 """Inboxes and the links between them: bounds, order, lateness, and msgpack on the way."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -61,12 +61,16 @@ class Inbox:
 
 
 class Link:
-    """One direction between two actors: how slow it is at worst, and when its last message arrives."""
+    """One direction between two actors: how slow it is at worst, and when its last message arrives.
+
+    `overtaken` delivers a message that waits for the next one to pass it.
+    """
 
     def __init__(self, random: Random) -> None:
         self._random = random
         self._max_delay_s = random.choice((0.0, 0.001, 0.01, 0.1))
         self.last_arrival = 0.0
+        self.overtaken: Callable[[], None] | None = None
 
     def draw_delay_s(self) -> float:
         """Mostly short, now and then long."""

@@ -103,6 +103,7 @@ class Loop:
         self.now = 0.0
         self.steps = 0
         self.on_step: Callable[[], None] | None = None
+        self.running: Task | None = None
         self.tasks: dict[Task, None] = {}
         self._jitter = jitter
         self._ready: list[Task] = []
@@ -169,6 +170,7 @@ class Loop:
         task = self._ready.pop()
         if task.done:
             return
+        self.running = task
         try:
             waiter = task.coro.send(None)
         except StopIteration:
@@ -183,6 +185,8 @@ class Loop:
             waiter.task, task.waiting = task, waiter
             if waiter.resolved:
                 self.make_ready(task)
+        finally:
+            self.running = None
 
     def _advance(self, max_time_s: float) -> bool:
         while self._timers:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from actors.context import Actor
 from actors.gateway import GatewayActor
 from actors.messages import GATEWAY, SCHEDULER, Address, Message, WorkerDown
 from actors.scheduler import SchedulerActor
@@ -15,10 +16,14 @@ from tests.simulation.carrier import Carrier
 from tests.simulation.clients import SimClient
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_tokens import FakeText
+from tests.simulation.injector import Injector, Mortal
 from tests.simulation.loop import SimulationError
 from tests.simulation.timing_watch import TimingWatch
 from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
+
+RECOVERED_S = 20.0
+"""This long after the last fault is over, nothing of it is left: a lost cancel has been noticed and repeated."""
 
 
 class SimSystem:
@@ -43,7 +48,15 @@ class SimSystem:
         self.gateway = gateway
         self.actors = {name: actor for name, actor in actors.items() if isinstance(actor, ActorSupervisor)}
         self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
+        self.injector = self.carrier.injector = Injector(self.carrier, workload.faults)
+        for child in self.supervisors:
+            child._make = partial(self._make_mortal, child._make)
+        for actor in self.actors.values():
+            actor.actor = Mortal(actor.actor, self.injector)
+            actor._make = partial(self._make_mortal, actor._make)
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
+        self._waiting = list(self.clients)
+        self._seen_refused = 0
         self.carrier.on_death = self._on_death
         for name, steps in workload.failing_steps.items():
             self.engines[name].failing_steps = set(steps)
@@ -53,14 +66,17 @@ class SimSystem:
             self.carrier.loop.after(end_s, partial(lane.hold, False))
         self.reuse = ReuseWatch()
         self.attempts = AttemptWatch(lambda: self.carrier.loop.now)
+        if workload.disturbed:
+            self.attempts.forgiven_until = lambda: self.quiet_at + RECOVERED_S
         self.timings = TimingWatch(lambda: self.carrier.loop.now)
+        self.timings.exact = not workload.faults
         self.carrier.observers += [
             self.reuse.observe,
             self._check_deaths,
             self.attempts.observe,
             self.timings.observe,
         ]
-        self.carrier.observers += [client.observe for client in self.clients]
+        self.carrier.observers += [client.observe for client in self.clients if client.plan.behaviour == "leaves"]
         for spec in specs:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)
         for client in self.clients:
@@ -69,22 +85,36 @@ class SimSystem:
     @property
     def scheduler(self) -> SchedulerActor:
         """The scheduler that runs."""
-        scheduler = self.actors[SCHEDULER].actor
-        assert isinstance(scheduler, SchedulerActor)
-        return scheduler
+        mortal = self.actors[SCHEDULER].actor
+        assert isinstance(mortal, Mortal)
+        assert isinstance(mortal.actor, SchedulerActor)
+        return mortal.actor
 
     @property
     def workers(self) -> list[WorkerActor]:
         """The workers that run, or will again."""
-        made = [child.worker for child in self.supervisors if isinstance(child.worker, WorkerActor)]
-        return [worker for worker in made if self.carrier.is_running(worker.address)]
+        made = [child.worker.actor for child in self.supervisors if isinstance(child.worker, Mortal)]
+        workers = [worker for worker in made if isinstance(worker, WorkerActor)]
+        return [worker for worker in workers if self.carrier.is_running(worker.address)]
+
+    @property
+    def quiet_at(self) -> float:
+        """When the last planned disturbance is over."""
+        return max([self.injector.quiet_at, *(end_s for _, end_s in self.workload.hangs.values())])
 
     def clients_done(self) -> bool:
         """Whether every client has what it will get."""
-        cut_off = {address for _, address, _ in self.carrier.refused}
-        for client in self.clients:
-            client.cut_off = client.address in cut_off
-        return all(client.done for client in self.clients)
+        if len(self.carrier.refused) > self._seen_refused:
+            self._seen_refused = len(self.carrier.refused)
+            cut_off = {address for _, address, _ in self.carrier.refused}
+            for client in self.clients:
+                client.cut_off = client.address in cut_off
+        while self._waiting and self._waiting[-1].done:
+            self._waiting.pop()
+        return not self._waiting
+
+    def _make_mortal(self, make: Callable[[int], Actor], life: int) -> Actor:
+        return Mortal(make(life), self.injector)
 
     def _make_pool(self, name: str, num_pages: int) -> PagePool:
         pages = self.engines[name].pages
@@ -106,7 +136,7 @@ class SimSystem:
     def _check_deaths(self, source: Address, target: Address, message: Message) -> None:
         """A worker dies of a planted failure or not at all."""
         if isinstance(message, WorkerDown):
-            planted = "DeviceError" in message.reason or message.reason.startswith("EngineTimeout")
-            if planted and message.worker in self.workload.faulty:
+            planted = "DeviceError" in message.reason or message.reason.startswith(("EngineTimeout", "PlantedDeath"))
+            if planted and (message.worker in self.workload.faulty or self.injector.struck):
                 return
             raise SimulationError(f"{message.worker} failed: {message.reason}")

@@ -1,9 +1,9 @@
-"""The server on the deterministic carrier: mixed traffic, directed cases, and planted bugs that must be found."""
+"""The server on the deterministic carrier: mixed traffic and directed cases."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -24,7 +24,6 @@ from tests.simulation.workload import CANCEL_MOMENTS, PlannedRequest, Workload, 
 
 TOPOLOGIES = ("prefill=1,decode=1", "prefill=2,decode=2", "mixed=1")
 SEED_BLOCKS = [range(first, first + 10) for first in range(0, 120, 10)]
-MUTANT_SEEDS = 500
 
 
 def planned(name: str, seed: int, **changes: object) -> PlannedRequest:
@@ -65,8 +64,14 @@ def test_mixed_traffic_holds_every_invariant(seeds: range) -> None:
 
 @pytest.mark.parametrize("seeds", SEED_BLOCKS[:6], ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_mixed_traffic_survives_a_device_error(seeds: range) -> None:
-    outcomes = [run_seed(seed, fault=True) for seed in seeds]
+    outcomes = [run_workload(_with_a_failing_step(draw_workload(seed))) for seed in seeds]
     assert sum("WorkerDown" in outcome.messages for outcome in outcomes) >= 3
+
+
+def _with_a_failing_step(drawn: Workload) -> Workload:
+    random = Random(f"failing step {drawn.seed}")
+    name = random.choice(parse_topology(drawn.topology).slices).name
+    return msgspec.structs.replace(drawn, failing_steps={name: (random.randint(1, 25),)})
 
 
 def test_the_seeds_reach_every_message_that_can_occur() -> None:
@@ -91,7 +96,7 @@ def test_one_seed_is_one_run_whatever_the_process() -> None:
 
 
 def test_a_failure_names_its_replay_and_shows_what_happened_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    MUTATIONS[0](monkeypatch)
+    MUTATIONS[0].mutate(monkeypatch)
     with pytest.raises(SimulationFailure, match=r"(?s)was freed while.*python -m tests.simulation 0\n.*-> scheduler"):
         run_seed(0)
 
@@ -267,23 +272,6 @@ def test_a_hang_shows_in_no_stream(topology: str, name: str) -> None:
     outcome = run_workload(msgspec.structs.replace(load, step_timeout_s=1.0, hangs={name: (0.07, 9.0)}))
     assert outcome.completed == 6
     assert outcome.messages["WorkerDown"] > 0
-
-
-# --- planted bugs
-
-
-@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
-def test_a_planted_bug_is_found(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch)
-    assert any(_fails(seed) for seed in range(MUTANT_SEEDS)), f"{MUTANT_SEEDS} seeds do not notice it"
-
-
-def _fails(seed: int) -> bool:
-    try:
-        run_seed(seed)
-    except SimulationFailure:
-        return True
-    return False
 
 
 def test_drawn_workloads_differ_and_can_be_drawn_again() -> None:

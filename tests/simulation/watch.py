@@ -38,11 +38,12 @@ _SAMPLED_S = 0.8
 class AttemptWatch:
     """One run's attempts: `sampled` holds (choice, attempt, index) of every token that a worker reported.
 
-    `slack_s` is how much longer than in an undisturbed run unwanted work may go on.
+    `slack_s` is how much longer than in an undisturbed run unwanted work may go on; until `forgiven_until()` it may.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.slack_s = 0.0
+        self.forgiven_until: Callable[[], float] = lambda: 0.0
         self._now = now
         self._unwanted: dict[Choice, float] = {}
         self._left: dict[str, float] = {}
@@ -93,7 +94,7 @@ class AttemptWatch:
 
     def _check_wanted(self, choice: Choice, within_s: float) -> None:
         ended = min(self._unwanted.get(choice, float("inf")), self._left.get(choice[0], float("inf")))
-        assert self._now() <= ended + within_s + self.slack_s, (
+        assert self._now() <= max(ended + within_s + self.slack_s, self.forgiven_until()), (
             f"{choice} is still served {self._now() - ended:.2f} s after its end"
         )
 

@@ -13,6 +13,7 @@ from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
 from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice, token_text
+from tests.simulation.faults import Fault, draw_faults
 
 Behaviour = Literal["patient", "leaves", "slow"]
 
@@ -22,6 +23,12 @@ CANCEL_MOMENTS = (
     "ChunkAcked", "StartDecode", "DecodeStarted", "TokensSampled", "Delta", "Preempted", "AbortGroup", "Released",
 )  # fmt: skip
 """Messages about a request at which its client may leave."""
+
+_MESSAGES = 160
+"""Most runs have as many messages that faults may strike."""
+
+_FAULTY_TIMEOUT_S = 20.0
+"""A slice that hangs is found out before the run is over, one that is only slow is not."""
 
 
 class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +51,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One run: its system and its requests.
 
     `failing_steps` are the steps of each slice that a device error ends; `hangs` is when each slice's thread hangs and
-    when it comes back. `replay` are the arguments that draw this workload again.
+    when it comes back; `faults` strike at messages. `replay` are the arguments that draw this workload again.
     """
 
     seed: int
@@ -59,11 +66,17 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout_s: float = 600.0
     failing_steps: dict[str, tuple[int, ...]] = {}
     hangs: dict[str, tuple[float, float]] = {}
+    faults: tuple[Fault, ...] = ()
 
     @property
     def faulty(self) -> set[str]:
         """Slices whose workers die."""
         return {*self.failing_steps, *self.hangs}
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether anything is planned to go wrong."""
+        return bool(self.faulty or self.faults)
 
 
 def draw_workload(seed: int) -> Workload:
@@ -138,11 +151,17 @@ def _draw_tokens(random: Random, count: int) -> tuple[int, ...]:
 
 
 def draw_faulty_workload(seed: int) -> Workload:
-    """The same traffic, and one step of one slice fails."""
+    """The same traffic, and one to three faults. Every fourth run also has a step of a slice fail."""
     drawn, random = draw_workload(seed), Random(f"fault {seed}")
     slices = parse_topology(drawn.topology).slices
-    failing_steps = {random.choice(slices).name: (random.randint(1, 25),)}
-    return msgspec.structs.replace(drawn, failing_steps=failing_steps, replay=f"{seed} --fault")
+    failing_steps = {random.choice(slices).name: (random.randint(1, 25),)} if random.random() < 0.25 else {}
+    return msgspec.structs.replace(
+        drawn,
+        failing_steps=failing_steps,
+        faults=draw_faults(random, _MESSAGES),
+        step_timeout_s=_FAULTY_TIMEOUT_S,
+        replay=f"{seed} --fault",
+    )
 
 
 def draw_spec(random: Random, page_size: int, requests: tuple[PlannedRequest, ...], reserve_tokens: int) -> EngineSpec:

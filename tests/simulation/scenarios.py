@@ -1,0 +1,104 @@
+"""Fixed workloads that faults strike message by message, chosen so that together they send every message there is."""
+
+from random import Random
+
+import msgspec
+
+from runtime.engine import EngineSpec
+from runtime.sampling_params import SamplingParams
+from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice
+from tests.simulation.faults import parse_fault
+from tests.simulation.workload import PlannedRequest, Workload, draw_workload
+
+TIMEOUT_S = 20.0
+"""A slice that hangs is found out before a run is over, one that is only slow is not."""
+
+_CROWDED = 63
+"""A drawn workload, small and so short of pages that reservations are refused and sequences preempted."""
+
+_SPEC = EngineSpec(
+    page_size=4,
+    num_pages=80,
+    num_rows=16,
+    max_context_tokens=128,
+    vocab_size=VOCAB_SIZE,
+    chunk_tokens=8,
+    max_prefill_segments=2,
+    page_bytes=1,
+)
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """A workload, and the messages that a sweep strikes in it; None means all."""
+
+    workload: Workload
+    only: tuple[str, ...] | None = None
+
+
+def scenario(name: str) -> Workload:
+    """The workload of this name. Raises KeyError."""
+    return msgspec.structs.replace(SCENARIOS[name].workload, replay=f"--scenario {name}")
+
+
+def _requests(leave_at: tuple[str, int] = ("MoveChunk", 3)) -> tuple[PlannedRequest, ...]:
+    """Two choices, a stop string that is found, logprobs, a shared beginning, and one client that leaves."""
+    shared = _tokens("shared", 10)
+    endless = {"seed": 3, "max_tokens": 24}
+    stop = expected_choice(_tokens("stopped", 7), SamplingParams(**endless), 0, ()).text[8:11]
+    return (
+        _request("two", 0.0, shared + _tokens("two", 12), num_choices=2, presence_penalty=0.5, temperature=1.0),
+        _request("greedy", 0.0, shared + _tokens("greedy", 3), stop_token_ids=(END_OF_TEXT,)),
+        _request("leaves", 0.01, _tokens("leaves", 26), behaviour="leaves", leave_at=leave_at),
+        _request("stopped", 0.02, _tokens("stopped", 7), stop=(stop,), **endless),
+        _request("logprobs", 0.04, shared + _tokens("two", 9), logprobs=2, temperature=0.7, top_p=0.9),
+        _request("late", 1.4, shared + _tokens("late", 9), num_choices=2, min_tokens=3, max_tokens=5),
+    )
+
+
+def _request(name: str, arrival_s: float, prompt: tuple[int, ...], **fields: object) -> PlannedRequest:
+    own = {key: value for key, value in fields.items() if key in PlannedRequest.__struct_fields__}
+    params = {"seed": len(prompt), "max_tokens": 8, **{key: fields[key] for key in fields.keys() - own.keys()}}
+    built = PlannedRequest(
+        request=name,
+        arrival_s=arrival_s,
+        prompt=prompt,
+        params=msgspec.convert(params, SamplingParams),
+        num_choices=1,
+    )
+    return msgspec.structs.replace(built, **own)
+
+
+def _tokens(name: str, count: int) -> tuple[int, ...]:
+    random = Random(name)
+    return tuple(random.randrange(2, VOCAB_SIZE) for _ in range(count))
+
+
+def _build(topology: str, **changes: object) -> Workload:
+    built = Workload(seed=0, topology=topology, spec=_SPEC, requests=_requests(), step_timeout_s=TIMEOUT_S)
+    return msgspec.structs.replace(built, **changes)
+
+
+def _scenarios() -> dict[str, Scenario]:
+    lost = ("kill:Reserved:decode:scheduler:5:0:receiver:after", "drop:PrefixesChanged:prefill:scheduler:2:0")
+    return {
+        "disaggregated": Scenario(_build("prefill=2,decode=2")),
+        "mixed": Scenario(_build("mixed=2", requests=_requests(leave_at=("PrefillStarted", 1)))),
+        "crowded": Scenario(
+            msgspec.structs.replace(draw_workload(_CROWDED), step_timeout_s=TIMEOUT_S, max_queued=2),
+            only=("Refused", "ReserveRefused", "Preempted"),
+        ),
+        "failing": Scenario(
+            _build("prefill=2,decode=2", failing_steps={"prefill.0": (3,), "decode.0": (4,)}),
+            only=("WorkerDown", "Preempted", "ChunkLost", "SchedulerReport", "StartDecode", "StartAcked"),
+        ),
+        "recovering": Scenario(
+            _build("prefill=2,decode=2", faults=tuple(map(parse_fault, lost))),
+            only=("ResendPrefixes", "SchedulerReport", "WorkerUp"),
+        ),
+    }
+
+
+SCENARIOS = _scenarios()
+"""`disaggregated` and `mixed` run undisturbed but for the fault. `crowded` is short of pages and refuses. In `failing`
+a device error of either side comes before the fault, in `recovering` the scheduler's death and a lost message, so that
+faults strike at the messages of a recovery."""
