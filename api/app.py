@@ -55,7 +55,7 @@ def create_app(
         return json_response(content, status=200 if state.state == "ready" else 503)
 
     async def version(request: Request) -> Response:
-        return json_response({"version": __version__})
+        return json_response({"version": __version__, "engine": model.engine})
 
     return Starlette(
         routes=[

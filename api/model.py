@@ -11,6 +11,7 @@ import msgspec
 
 from runtime import __version__
 from runtime.model_config import GenerationDefaults
+from runtime.settings import REAL_ENGINE
 from runtime.tokens import Tokenizer
 
 ServerState = Literal["starting", "ready", "draining"]
@@ -26,7 +27,8 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     `max_request_tokens` is what the KV pool holds for a single sequence, `max_choices` bounds `n` (the rows of a
     decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `root` is what
-    `/v1/models` shows as the model's origin.
+    `/v1/models` shows as the model's origin, `engine` what `/version` says of what computes: `jax`, or a line that
+    begins with `emulated`.
     """
 
     names: tuple[str, ...]
@@ -41,6 +43,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     max_answers: int = 256
     root: str | None = None
     draw_seed: Callable[[], int] = draw_os_seed
+    engine: str = REAL_ENGINE
 
     @property
     def max_total_tokens(self) -> int:
@@ -55,7 +58,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def system_fingerprint(self) -> str:
         """Changes when answers to the same seed may change."""
-        return f"runtime-{__version__}"
+        return f"runtime-{__version__}" if self.engine == REAL_ENGINE else f"runtime-{__version__}-emulated"
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,11 @@ from api.app import create_app
 from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
 from runtime.cli.console import Report
 from runtime.devices import check_fits, choose_platform, find_devices
+from runtime.emulated.draws import Draws, drawable_ids
+from runtime.emulated.engine import EmulatedEngine
+from runtime.emulated.mover import EmulatedMover
+from runtime.emulated.setup import Emulation
+from runtime.emulated.timeline import Clock
 from runtime.engine import Engine, KvMover
 from runtime.folder_code import model_code, tokenizer_code
 from runtime.plan import Plan
@@ -48,7 +53,12 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(plan: Plan, report: Report) -> Loaded:
-    """Builds and warms one engine per slice. jax is imported here and not before. Raises UsageError."""
+    """Builds and warms one engine per slice. Raises UsageError."""
+    return _load_jax(plan, report) if plan.emulation is None else _load_emulated(plan, plan.emulation, report)
+
+
+def _load_jax(plan: Plan, report: Report) -> Loaded:
+    """Engines on devices. jax is imported here and not before."""
     wanted = plan.settings.parsed_topology()
     platform = choose_platform(plan.settings.device, wanted, plan.settings.tp_size)
 
@@ -66,6 +76,28 @@ def load(plan: Plan, report: Report) -> Loaded:
     engines = slices.build(report)
     mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()}, plan.config.num_kv_heads)
     return Loaded(plan=plan, topology=topology, tokenizer=tokenizer, engines=engines, mover=mover)
+
+
+def _load_emulated(plan: Plan, emulation: Emulation, report: Report) -> Loaded:
+    """Engines on nothing but a step-time table; jax is not imported at all."""
+    tokenizer = _tokenizer(plan, report)
+    table = emulation.table
+    spec = plan.spec(table.platform, num_pages=emulation.num_pages, page_bytes=emulation.page_bytes)
+    report.line(f"EMULATED: no model is computed; tokens are random, times are {table.source}", style="bold yellow")
+    report.table(
+        [
+            ("EMULATED model", f"{table.model}, {table.dtype}, on {table.platform}"),
+            (f"{table.source} by", table.how),
+            ("tokenizer", f"{plan.name} from {plan.folder}"),
+            ("each slice", f"{spec.usable_pages} KV pages of {spec.page_size} tokens, {spec.num_rows} rows"),
+        ]
+    )
+    clock, draws = Clock(), Draws(drawable_ids(tokenizer, plan.config.vocab_size))
+    engines = {
+        part.name: EmulatedEngine(spec, table, draws, role=part.role, clock=clock) for part in emulation.topology.slices
+    }
+    mover = EmulatedMover(table.transfer, clock)
+    return Loaded(plan=plan, topology=emulation.topology, tokenizer=tokenizer, engines=engines, mover=mover)
 
 
 @contextlib.asynccontextmanager
@@ -129,6 +161,7 @@ def _served_model(loaded: Loaded) -> ServedModel:
         created=int(time.time()),
         defaults=plan.generation,
         draw_seed=seed_source(plan.settings.random_seed),
+        engine=plan.engine,
     )
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import msgspec
 
 from runtime.devices import resolve_platform
+from runtime.emulated.setup import Emulation, emulation_of
 from runtime.engine import EngineSpec
 from runtime.errors import UsageError
 from runtime.model_config import GenerationDefaults, ModelConfig, load_generation_defaults, load_model_config
 from runtime.model_source import find_model
 from runtime.models.sharding import check_tp
-from runtime.settings import Platform, Settings
+from runtime.settings import REAL_ENGINE, Platform, Settings
 from runtime.topology import Topology
 
 MAX_PREFILL_SEGMENTS = 16
@@ -19,7 +20,11 @@ MAX_PREFILL_SEGMENTS = 16
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A model folder that can be served with these settings. `config.dtype` is the type to compute in."""
+    """A model folder that can be served with these settings. `config.dtype` is the type to compute in.
+
+    With an `emulation` nothing is computed: of the folder only tokenizer, template and vocabulary matter, `settings`
+    are those that the step-time table completed, and the context is the table's.
+    """
 
     settings: Settings
     folder: Path
@@ -27,6 +32,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     config: ModelConfig
     generation: GenerationDefaults
     max_context_tokens: int
+    emulation: Emulation | None = None
+
+    @property
+    def engine(self) -> str:
+        """What computes, for people and programs: `jax`, or what is emulated and from where its times are."""
+        return REAL_ENGINE if self.emulation is None else self.emulation.table.label
 
     def spec(self, platform: Platform, *, num_pages: int, page_bytes: int) -> EngineSpec:
         """The sizes of every slice's engine."""
@@ -55,16 +66,21 @@ def make_plan(settings: Settings, say: Callable[[str], None] = lambda line: None
 
     A hub model that is not on this machine is downloaded; `say` is told.
     """
-    platform = resolve_platform(settings.device, settings.parsed_topology(), settings.tp_size)
-    settings.sizes_for(platform)
-    settings.check_attention_backend(platform)
+    if emulation_of(settings) is None:
+        platform = resolve_platform(settings.device, settings.parsed_topology(), settings.tp_size)
+        settings.sizes_for(platform)
+        settings.check_attention_backend(platform)
     name, folder = find_model(settings, say)
     return plan_for(settings, name, folder)
 
 
 def plan_for(settings: Settings, name: str, folder: Path) -> Plan:
     """The plan for a model in a folder; `name` is its own name. Raises UsageError."""
-    config = config_for(settings, load_model_config(folder))
+    emulation, config = emulation_of(settings), load_model_config(folder)
+    if emulation is not None:
+        settings = emulation.settings
+        config = msgspec.structs.replace(config, max_position_embeddings=emulation.table.max_context_tokens)
+    config = config_for(settings, config)
     return Plan(
         settings=settings,
         folder=folder,
@@ -72,6 +88,7 @@ def plan_for(settings: Settings, name: str, folder: Path) -> Plan:
         config=config,
         generation=load_generation_defaults(folder),
         max_context_tokens=context_tokens(settings, config),
+        emulation=emulation,
     )
 
 

@@ -26,6 +26,9 @@ WHOLE_CONTEXT = -1
 
 DEMO_NAME = "runtime-demo"
 
+REAL_ENGINE = "jax"
+EMULATED_PREFIX = "emulated:"
+
 
 class BatchSizes(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per page, prompt tokens per prefill step, and choices that one slice runs at once.
@@ -60,6 +63,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     served_model_name: str | None = None
     topology: str | None = None
     tp_size: int = 1
+    engine: str = REAL_ENGINE
+    emulation_stretch: float = 1.0
     device: DeviceKind = "auto"
     dtype: DType = "auto"
     attention_backend: AttentionBackend = "auto"
@@ -89,6 +94,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.revision is not None and self.model is None:
             raise UsageError(f"--revision {self.revision!r} without --model: allowed: with a hub id ORG/NAME")
         self.parsed_topology()
+        if self.table_file is None and self.emulation_stretch != 1:
+            raise UsageError(
+                f"--emulation-stretch {self.emulation_stretch:g} with --engine {self.engine}: "
+                f"allowed: with --engine {EMULATED_PREFIX}FILE"
+            )
+
+    @property
+    def table_file(self) -> str | None:
+        """The step-time table of an emulated engine, None for the real one. Raises UsageError for anything else."""
+        if self.engine == REAL_ENGINE:
+            return None
+        path = self.engine.removeprefix(EMULATED_PREFIX)
+        if path == self.engine or not path:
+            raise UsageError(f"--engine {self.engine!r}: allowed: {REAL_ENGINE}, {EMULATED_PREFIX}FILE")
+        return path
 
     def sizes_for(self, platform: Platform) -> BatchSizes:
         """Page, chunk and batch: what was asked for, completed with what suits the platform."""

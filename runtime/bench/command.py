@@ -3,12 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import msgspec
 
+from runtime.bench.grid import TABLE_DEFAULTS, write_step_times
 from runtime.bench.shapes import SHAPES, named_shape
 from runtime.devices import choose_platform, find_devices
 from runtime.errors import UsageError
@@ -20,6 +22,10 @@ PLAIN_WIDTH = 160
 """Columns of the tables where there is no terminal to fit them to."""
 
 DTYPES = ("bfloat16", "float32")
+STEP_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"batches": [1, 4, 16], "tokens": [32, 64, 128, 256], "context": 512, "repeats": 10, "json": None}
+)
+"""Of flags that do not go with --step-times, but for `repeats`, which has another default there."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +41,11 @@ class _Parser(argparse.ArgumentParser):
 def run(argv: Sequence[str] | None = None) -> int:
     """Parses, measures, prints. Raises UsageError."""
     flags = _parser().parse_args(argv)
+    _check_kind(flags)
     model, name = _model(flags)
+    _fill_in(flags)
+    if flags.step_times is not None:
+        return write_step_times(flags, model, name)
     platform = choose_platform(flags.device, parse_topology("mixed=1"))
     device = find_devices(platform)[0]
 
@@ -98,6 +108,22 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_kind(flags: argparse.Namespace) -> None:
+    """Raises UsageError for flags of the one kind of measurement with the other."""
+    is_table = flags.step_times is not None
+    others, own = (STEP_DEFAULTS, TABLE_DEFAULTS) if is_table else (TABLE_DEFAULTS, STEP_DEFAULTS)
+    for field in others.keys() - own.keys():
+        if getattr(flags, field) is not None:
+            allowed = "without" if is_table else "with"
+            raise UsageError(f"--{field.replace('_', '-')}: allowed: {allowed} --step-times")
+
+
+def _fill_in(flags: argparse.Namespace) -> None:
+    for field, value in (STEP_DEFAULTS if flags.step_times is None else TABLE_DEFAULTS).items():
+        if getattr(flags, field) is None:
+            setattr(flags, field, value)
+
+
 def _model(flags: argparse.Namespace) -> tuple[ModelConfig, str]:
     if flags.model is None:
         model, name = named_shape(flags.shape), flags.shape
@@ -118,21 +144,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=DTYPES, help="default: the model's")
     parser.add_argument("--device", choices=("auto", "cpu", "tpu", "gpu"), default="auto")
-    parser.add_argument(
-        "--batches", type=_counts(1024), default=[1, 4, 16], help="decode rows, comma separated (default: 1,4,16)"
-    )
+    parser.add_argument("--batches", type=_counts(1024), help="decode rows, comma separated (default: 1,4,16)")
     parser.add_argument(
         "--tokens",
         type=_counts(MAX_PREFILL_TOKENS),
-        default=[32, 64, 128, 256],
         help="prefill tokens, comma separated (default: 32,64,128,256)",
     )
+    parser.add_argument("--context", type=_count(1 << 20), help="tokens that decode rows hold (default: 512)")
     parser.add_argument(
-        "--context", type=_count(1 << 20), default=512, help="tokens that decode rows hold (default: 512)"
+        "--repeats", type=_count(1000), help="measured calls of each step (default: 10, with --step-times 5)"
     )
-    parser.add_argument("--repeats", type=_count(1000), default=10, help="measured calls of each step (default: 10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
+    _add_table_flags(parser)
     return parser
+
+
+def _add_table_flags(parser: argparse.ArgumentParser) -> None:
+    table = parser.add_argument_group("a step-time table for emulated slices, instead of the above")
+    table.add_argument("--step-times", type=Path, metavar="FILE", help="measure a table and write it here")
+    table.add_argument(
+        "--starts",
+        type=_counts(1 << 20),
+        help="tokens before a prefill step's own, comma separated, 0 always among them (default: 0,512,1024,2048)",
+    )
+    table.add_argument(
+        "--contexts",
+        type=_counts(1 << 20),
+        help="tokens that decode rows hold, comma separated (default: 128,512,1024,2048,4096)",
+    )
+    table.add_argument("--max-context", type=_count(1 << 20), help="longest prompt and answer together (default: 4096)")
+    for flag, most, what in (
+        ("--page-size", 1024, "tokens per KV page"),
+        ("--chunked-prefill-size", MAX_PREFILL_TOKENS, "tokens of the largest prefill step"),
+        ("--max-running-requests", 4096, "rows of the largest decode step"),
+    ):
+        table.add_argument(flag, type=_count(most), help=f"{what} (default: as runtime up's)")
 
 
 def _count(most: int) -> Callable[[str], int]:

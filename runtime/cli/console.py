@@ -12,7 +12,7 @@ from typing import IO, Any, Literal, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-Unit = Literal["programs", "bytes"]
+Unit = Literal["programs", "steps", "bytes"]
 Advance = Callable[[int, int], None]
 """Told (done, total) whenever something was finished; callable from any thread."""
 
@@ -55,7 +55,7 @@ class Report:
         columns = (
             TextColumn("  {task.description:<20}"),
             BarColumn(bar_width=32),
-            MofNCompleteColumn() if unit == "programs" else DownloadColumn(binary_units=True),
+            DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console) as bars:

@@ -61,6 +61,17 @@ PLACEMENT = (
         effect="devices per slice of every role that does not say its own",
     ),
     Flag(
+        names=("--engine",), field="engine", group="devices and slices", metavar="jax|emulated:FILE",
+        value=text("jax, or emulated: and the path of a step-time table"),
+        effect="jax computes; emulated:FILE computes nothing, answers with random tokens and lets every step last as"
+        " long as a table says (docs/emulation.md): a server's scheduling on devices that are not there",
+    ),
+    Flag(
+        names=("--emulation-stretch",), field="emulation_stretch", group="devices and slices", metavar="N",
+        value=number(0, 1e6),
+        effect="everything emulated lasts N times as long as the table says, so that the server's own work weighs less",
+    ),
+    Flag(
         names=("--device",), field="device", group="devices and slices", metavar="KIND",
         value=one_of("auto", "cpu", "tpu", "gpu"),
         effect="auto (what $JAX_PLATFORMS names, else what the machine has), cpu, tpu or gpu; a CPU is split into as"

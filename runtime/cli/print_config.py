@@ -16,9 +16,10 @@ from runtime.cli.flag import Flag, field_default
 from runtime.cli.flag_table import GROUPS, SETTINGS_FLAGS
 from runtime.cli.flags import Options
 from runtime.devices import resolve_platform
+from runtime.emulated.setup import Emulation, emulation_of
 from runtime.model_source import find_local
 from runtime.plan import plan_for
-from runtime.settings import Platform, Settings
+from runtime.settings import Settings
 
 _HEAD = "# The settings of `runtime up` that are in force, and where each comes from.\n"
 _ORIGIN_COLUMN = 44
@@ -37,9 +38,9 @@ def config_in_force(options: Options) -> str:
     """The text. Raises UsageError for everything that `runtime up` would refuse without loading the model."""
     settings = options.settings
     known = {field: _Known(getattr(settings, field), origin) for field, origin in options.origins.items()}
-    platform = resolve_platform(settings.device, settings.parsed_topology())
-    settings.check_attention_backend(platform)
-    for field, derived in (_of_platform(settings, platform) | _of_model(settings)).items():
+    emulation = emulation_of(settings)
+    where = _of_devices(settings) if emulation is None else _of_table(emulation)
+    for field, derived in (where | _of_model(settings, emulation)).items():
         if field not in known:
             known[field] = derived
         elif known[field].value == "auto":
@@ -52,7 +53,9 @@ def config_in_force(options: Options) -> str:
     return "\n\n".join([_HEAD.rstrip(), *groups, _environment()]) + "\n"
 
 
-def _of_platform(settings: Settings, platform: Platform) -> dict[str, _Known]:
+def _of_devices(settings: Settings) -> dict[str, _Known]:
+    platform = resolve_platform(settings.device, settings.parsed_topology())
+    settings.check_attention_backend(platform)
     sizes = settings.sizes_for(platform)
     default = f"default on {platform}"
     named = os.environ.get("JAX_PLATFORMS")
@@ -66,12 +69,21 @@ def _of_platform(settings: Settings, platform: Platform) -> dict[str, _Known]:
     return derived
 
 
-def _of_model(settings: Settings) -> dict[str, _Known]:
+def _of_table(emulation: Emulation) -> dict[str, _Known]:
+    return {
+        field: _Known(getattr(emulation.settings, field), "step-time table")
+        for field in ("page_size", "chunked_prefill_size", "max_running_requests", "context_length", "num_pages")
+    }
+
+
+def _of_model(settings: Settings, emulation: Emulation | None) -> dict[str, _Known]:
     """What the model's descriptions say; nothing for a hub model that is not on this machine yet."""
     source = find_local(settings)
     if source.folder is None:
         return {"served_model_name": _Known(source.name, "model")}
     plan = plan_for(settings, source.name, source.folder)
+    if emulation is not None:
+        return {"served_model_name": _Known(plan.name, "model")}
     return {
         "served_model_name": _Known(plan.name, "model"),
         "dtype": _Known(plan.config.dtype, "model"),

@@ -156,7 +156,10 @@ class _Greeting(msgspec.Struct, frozen=True):
     def say(self, report: Report, loaded: composition.Loaded) -> None:
         took_s = time.monotonic() - self.started
         name, topology = loaded.plan.name, loaded.topology
-        report.line(f"Serving {name} on {self.address} ({topology}, ready in {took_s:.1f} s)", style="bold green")
+        emulated = "" if loaded.plan.emulation is None else "EMULATED, "
+        report.line(
+            f"Serving {name} on {self.address} ({emulated}{topology}, ready in {took_s:.1f} s)", style="bold green"
+        )
         body = msgspec.json.encode(
             {"model": name, "stream": True, "messages": [{"role": "user", "content": "What is 37 + 58?"}]}
         )

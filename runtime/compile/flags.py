@@ -14,7 +14,7 @@ from runtime.cli.help_text import group_text
 from runtime.cli.values import text
 from runtime.errors import UsageError
 from runtime.known_models import KNOWN_MODELS
-from runtime.settings import Settings
+from runtime.settings import REAL_ENGINE, Settings
 
 _GROUP = "this command"
 _USED_GROUPS = ("devices and slices", "memory and batching")
@@ -64,6 +64,8 @@ def parse_compile(arguments: Sequence[str]) -> Flags | None:
     if options.prints:
         raise UsageError("--print-config: allowed: with `runtime up`")
     settings = options.settings
+    if settings.table_file is not None:
+        raise UsageError(f"--engine {settings.engine!r}: allowed: {REAL_ENGINE}, or with `runtime up`")
     if settings.device not in ("auto", "tpu"):
         raise UsageError(f"--device {settings.device}: allowed: auto, tpu")
     settings.sizes_for("tpu")

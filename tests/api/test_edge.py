@@ -32,7 +32,7 @@ async def test_one_model(http: httpx.AsyncClient) -> None:
 
 
 async def test_version(http: httpx.AsyncClient) -> None:
-    assert (await http.get("/version")).json() == {"version": __version__}
+    assert (await http.get("/version")).json() == {"version": __version__, "engine": "jax"}
 
 
 @pytest.mark.parametrize("state", ["starting", "draining"])

@@ -50,6 +50,14 @@ def test_the_command_writes_tables_and_json(tmp_path: Path, capsys: pytest.Captu
         (["--dtype", "int4"], "--dtype"),
         (["--model", str(HERE / "qwen3_moe")], "qwen3_moe': allowed: a model without experts"),
         (["--repeat", "3", "--bogus"], "--bogus"),
+        (["--starts", "64"], "--starts: allowed: with --step-times"),
+        (["--max-running-requests", "4"], "--max-running-requests: allowed: with --step-times"),
+        (["--step-times", "x.json", "--json", "y.json"], "--json: allowed: without --step-times"),
+        (["--step-times", "x.json", "--context", "512"], "--context: allowed: without --step-times"),
+        (["--step-times", "none/x.json"], "--step-times 'none/x.json': allowed: a file in a folder that exists"),
+        (["--step-times", "x.json", "--shape", "demo", "--max-context", "8000"], "at most the model's 4096 tokens"),
+        (["--step-times", "x.json", "--contexts", "8,5000"], "--contexts 5000: allowed: at most --max-context 4096"),
+        (["--step-times", "x.json", "--starts", "3900"], "--starts 3900: allowed: at most --max-context 4096 less a "),
     ],
 )
 def test_bad_flags_are_one_line(flags: list[str], complaint: str) -> None:
