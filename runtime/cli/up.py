@@ -21,6 +21,7 @@ import msgspec
 from starlette.types import ASGIApp
 
 from runtime import composition
+from runtime.admin_key import read_admin_key
 from runtime.cli.console import Report
 from runtime.cli.server import Front, HttpServer, address_of, bind
 from runtime.cli.signals import StopSignal, leave, leave_after
@@ -38,6 +39,7 @@ def up(settings: Settings) -> int:
     started = time.monotonic()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     report = Report()
+    settings = msgspec.structs.replace(settings, admin_key=read_admin_key(settings.admin_key))
     try:
         plan = make_plan(settings, report.line)
     except KeyboardInterrupt:  # a download's threads would otherwise be waited for

@@ -79,6 +79,7 @@ def _compile_alike(request: Request, parts: Sequence[Slice], report: Report) -> 
             use_sort=settings.use_sort_for_toppk_minp,
             kernels=kernels,
             chunk_heads=chunk_heads_of(config.num_kv_heads, _widths(request.topology)),
+            checksums=settings.verify_kv,
         )
         programs = _compile_programs(engine, f"compiling {first.role}", report)
         need = _need(static, engine, programs)
