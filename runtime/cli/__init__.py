@@ -18,7 +18,7 @@ usage: runtime COMMAND [FLAGS]
 
   up        load a model and serve the OpenAI API (without --model: the embedded demo model)
   compile   compile all programs of a topology for a TPU that need not be there, and say whether they fit
-  bench     time the engine's prefill and decode steps, without HTTP
+  bench     time the engine's prefill and decode steps, without HTTP; measure step-time tables
   version   print the version
 
 `runtime COMMAND --help` lists a command's flags with their units and defaults.

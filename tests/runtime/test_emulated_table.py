@@ -132,3 +132,10 @@ def test_a_bad_file_is_one_line(tmp_path: Path, document: Any, told: str) -> Non
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read \\(No such file or directory\\); allowed: a step-time table"):
         load_table(tmp_path / "none.json")
+
+
+def test_the_documents_example_is_a_table(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "emulation.md").read_text()
+    path = tmp_path / "example.json"
+    path.write_text(text.split("```json\n")[1].split("```")[0])
+    assert load_table(path).source == "measured"
