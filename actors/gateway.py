@@ -6,7 +6,7 @@ event to each client. It never waits for anybody but its inbox: a client that do
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from actors.context import Context
 from actors.ledger import ChoiceRecord, Ledger, RequestRecord, TextStream
@@ -15,12 +15,16 @@ from actors.messages import (
     AbortGroup,
     Address,
     Admit,
+    AskDrain,
+    ChunkCorrupt,
     Completed,
     DecodeStarted,
     Delta,
     Disconnect,
     Drain,
+    DrainAnswer,
     Drained,
+    DrainWorker,
     ErrorInfo,
     Failed,
     FinishReason,
@@ -31,15 +35,19 @@ from actors.messages import (
     Preempted,
     PrefillStarted,
     Refused,
+    ResumeWorker,
     SampledToken,
     Status,
     Submit,
     TokenRecord,
     TokensSampled,
     WorkerDown,
+    WorkerDrained,
     WorkerUp,
 )
 from actors.tombstones import Tombstones
+from actors.worker_board import WorkerBoard
+from runtime.topology import Role
 
 TextStreamFactory = Callable[[tuple[str, ...], int], TextStream]
 """Makes the text stream of one choice from the request's stop strings and its `min_tokens`."""
@@ -54,14 +62,14 @@ OVERTAKEN_S = 10.0
 class GatewayActor:
     """See the module. `max_requests` bounds the ledger, and with it every message that can be under way."""
 
-    def __init__(self, make_text: TextStreamFactory, max_requests: int) -> None:
+    def __init__(self, make_text: TextStreamFactory, max_requests: int, roles: Mapping[Address, Role]) -> None:
         self._make_text = make_text
         self._max_requests = max_requests
         self.ledger = Ledger()
+        self.board = WorkerBoard(roles)
         self._deadlines: list[tuple[float, str]] = []
         self._drain_to: list[Address] = []
         self._draining = False
-        self._down: set[str] = set()
         self._gone = Tombstones()
 
     async def run(self, ctx: Context) -> None:
@@ -95,11 +103,17 @@ class GatewayActor:
                 self._draining = True
                 self._drain_to.append(message.reply_to)
             case WorkerDown():
-                self._down.add(message.worker)
+                self.board.down(message.worker, self.board.epoch(message.worker), message.reason, final=message.final)
             case WorkerUp():
-                self._down.discard(message.inventory.worker)
+                self.board.up(message.inventory.worker, self.board.epoch(message.inventory.worker) + 1)
             case GetStatus():
                 ctx.post(message.reply_to, self._status())
+            case AskDrain():
+                self._ask_drain(ctx, message)
+            case WorkerDrained():
+                self.board.drained(message.worker)
+            case ChunkCorrupt():
+                self.board.corrupt(message.worker)
 
     # --- a request comes and goes
 
@@ -301,10 +315,20 @@ class GatewayActor:
                 ctx.post(address, Drained())
             self._drain_to.clear()
 
+    def _ask_drain(self, ctx: Context, asked: AskDrain) -> None:
+        """Decides from the board, answers at once, and tells the scheduler."""
+        order: DrainWorker | ResumeWorker
+        if asked.timeout_s is None:
+            error, order = self.board.resume(asked.worker), ResumeWorker(worker=asked.worker)
+        else:
+            deadline = ctx.now() + asked.timeout_s
+            error, order = self.board.drain(asked.worker, deadline), DrainWorker(worker=asked.worker, deadline=deadline)
+        if error is None:
+            ctx.post(SCHEDULER, order)
+        ctx.post(asked.reply_to, DrainAnswer(worker=self.board.status(asked.worker), error=error))
+
     def _status(self) -> Status:
-        return Status(
-            running=len(self.ledger.requests), draining=self._draining, workers_down=tuple(sorted(self._down))
-        )
+        return Status(running=len(self.ledger.requests), draining=self._draining, workers_down=self.board.down_names())
 
 
 def _whole(request: str) -> Key:

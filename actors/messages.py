@@ -22,6 +22,7 @@ SCHEDULER = Address("scheduler")
 TRANSFER = Address("transfer")
 
 FinishReason = Literal["stop", "length"]
+WorkerState = Literal["up", "down", "lost", "draining", "drained"]
 MailboxClass = Literal["control", "cancel", "token", "work"]
 
 
@@ -397,6 +398,65 @@ class WorkerUp(Message, frozen=True, kw_only=True):
     num_rows: int
 
 
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker as operators see it; `reason` is one line where it is not simply up.
+
+    A worker that is down comes back, one that is lost does not. One that is draining gets nothing new, and is drained
+    once it holds nothing. `corrupt_chunks` counts what arrived there with another checksum than it had left with.
+    """
+
+    name: Address
+    role: Role
+    state: WorkerState
+    reason: str | None = None
+    corrupt_chunks: int = 0
+
+
+# --- operators -> gateway -> scheduler
+
+
+class DrainWorker(Message, frozen=True, kw_only=True):
+    """Give the worker nothing new; what still runs on it at `deadline` gets another attempt elsewhere."""
+
+    worker: Address
+    deadline: float
+
+
+class ResumeWorker(Message, frozen=True, kw_only=True):
+    """Give the worker work again."""
+
+    worker: Address
+
+
+class WorkerDrained(Message, frozen=True, kw_only=True):
+    """A draining worker holds nothing any more."""
+
+    worker: Address
+
+
+class AskDrain(Message, frozen=True, kw_only=True):
+    """An operator wants a worker drained, or with None for a time resumed; answered with `DrainAnswer`."""
+
+    worker: Address
+    timeout_s: float | None
+    reply_to: Address
+
+
+class DrainAnswer(Message, frozen=True, kw_only=True):
+    """It has been ordered, unless there is an error; `worker` is as it is then, None where there is no such worker."""
+
+    worker: WorkerStatus | None
+    error: ErrorInfo | None = None
+
+
+class ChunkCorrupt(Message, frozen=True, kw_only=True):
+    """A chunk arrived at `worker` with another checksum than it had left with; its sender is told that it is lost."""
+
+    worker: Address
+    key: Key
+    sequence: int
+
+
 class GetStatus(Message, frozen=True, kw_only=True):
     """Ask the gateway for its counts; answered with `Status`."""
 
@@ -423,18 +483,32 @@ GatewayMessage = (
     | WorkerDown
     | WorkerUp
     | GetStatus
+    | AskDrain
+    | WorkerDrained
+    | ChunkCorrupt
 )
 SchedulerMessage = (
-    Admit | AbortGroup | Reserved | ReserveRefused | Released | Inventory | PrefixesChanged | WorkerDown | WorkerUp
+    Admit
+    | AbortGroup
+    | Reserved
+    | ReserveRefused
+    | Released
+    | Inventory
+    | PrefixesChanged
+    | WorkerDown
+    | WorkerUp
+    | DrainWorker
+    | ResumeWorker
 )
 WorkerMessage = Reserve | StartPrefill | Cancel | KvChunkReady | ChunkAcked | ChunkLost | StartDecode | WorkerDown
 TransferMessage = MoveChunk | Cancel | WorkerDown
-ClientMessage = Delta | Completed | Failed | Drained | Status
+ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
     Drain, Refused, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, PrefillStarted, ChunkAcked,
-    ChunkLost, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
+    ChunkLost, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted, DrainWorker,
+    ResumeWorker, WorkerDrained, AskDrain, DrainAnswer, ChunkCorrupt,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)

@@ -20,7 +20,7 @@ from actors.messages import (
     TransferMessage,
     WorkerDown,
 )
-from runtime.engine import KvMover
+from runtime.engine import ChunkVanished, KvMover
 
 Pair = tuple[Address, Address]
 
@@ -69,7 +69,8 @@ class TransferActor:
             chunk = ctx.arrays.get(move.handle)
             moved = await ctx.run_engine(lane, lambda: self._mover.move(chunk, move.target), self._move_timeout_s)
         except (KeyError, EngineFailure, EngineTimeout) as error:
-            self._lost(ctx, move, f"{type(error).__name__}: {error}")
+            if not isinstance(error.__cause__, ChunkVanished):
+                self._lost(ctx, move, f"{type(error).__name__}: {error}")
         else:
             self._ready(ctx, move, ctx.arrays.put(moved))
         self._idle_lanes[pair].append(lane)

@@ -63,11 +63,12 @@ def wire(
     make_pool: MakePool = _plain_pool,
 ) -> list[ActorSpec]:
     """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages."""
+    roles = {Address(part.name): part.role for part in topology.slices}
     rows = sum(engine.spec.num_rows for engine in engines.values())
     max_requests = options.max_queued + rows
     room = _capacity(max_requests * min(options.max_choices, rows))
     specs = [
-        ActorSpec(GATEWAY, GatewayActor(make_text, max_requests), room),
+        ActorSpec(GATEWAY, GatewayActor(make_text, max_requests, roles), room),
         ActorSpec(
             SCHEDULER,
             SchedulerActor(options.max_queued, options.decode_reserve_tokens, prefix_cache=options.prefix_cache),

@@ -55,10 +55,14 @@ from runtime.topology import Role
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`staged_per_decode` is the staging credit per destination; `step_timeout_s` bounds every call on the slice."""
+    """`staged_per_decode` is the staging credit per destination; `step_timeout_s` bounds every call on the slice.
+
+    With `verify_kv` checksums of KV are compared before and behind its transfer.
+    """
 
     staged_per_decode: int = 4
     step_timeout_s: float = 600.0
+    verify_kv: bool = False
 
 
 class WorkerActor:

@@ -32,7 +32,7 @@ def checksum_program(placement: Placement) -> Callable[..., tuple[jax.Array, ...
 
 
 def _of_array(array: jax.Array) -> jax.Array:
-    """Sums over layers and all that is inside a page's head, in whatever layout, as long as both slices have the same."""
+    """Sums over layers and over what is inside a page's head, in whatever layout the slices have agreed on."""
     layers, _, _, *inner = array.shape
     places = jnp.arange(int(np.prod([layers, *inner])), dtype=jnp.uint32).reshape(layers, 1, 1, *inner)
     axes = (0, *range(3, array.ndim))

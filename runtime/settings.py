@@ -106,6 +106,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     @property
+    def allows_chaos(self) -> bool:
+        """Whether failures may be ordered, now or later."""
+        return self.chaos is not None or self.admin_key is not None
+
+    @property
     def table_file(self) -> str | None:
         """The step-time table of an emulated engine, None for the real one. Raises UsageError for anything else."""
         if self.engine == REAL_ENGINE:

@@ -9,17 +9,20 @@ import threading
 from collections import Counter
 from random import Random
 
-from runtime.chaos.spec import TRANSFER, Strike, check_targets, parse_chaos
+from runtime.chaos.spec import TRANSFER, SpecError, Strike, check_targets, parse_chaos
 from runtime.topology import Topology
 
 logger = logging.getLogger(__name__)
+
+UNNOTICED = "without --verify-kv nobody notices corrupt chunks: answers will be wrong"
 
 
 class Campaign:
     """Strikes in force from their ordering until `over` is set. Thread safe."""
 
-    def __init__(self, spec: str, strikes: tuple[Strike, ...], seed: str) -> None:
+    def __init__(self, spec: str, strikes: tuple[Strike, ...], seed: str, warning: str | None) -> None:
         self.spec = spec
+        self.warning = warning
         self.over = threading.Event()
         self.transfer = tuple(strike for strike in strikes if strike.target == TRANSFER)
         self._strikes = strikes
@@ -76,21 +79,36 @@ class Campaign:
 class Chaos:
     """Where engines, mover and the HTTP edge find the campaign. There is at most one; None means peace."""
 
-    def __init__(self, topology: Topology, seed: int | None) -> None:
+    def __init__(self, topology: Topology, seed: int | None, *, verifies_kv: bool = False, has_kv: bool = True) -> None:
+        """`verifies_kv` tells that what is corrupted will be noticed, `has_kv` that there is something to corrupt."""
+        self._verifies_kv = verifies_kv
+        self._has_kv = has_kv
         self._topology = topology
         self._seed = seed
         self._begun = 0
         self.campaign: Campaign | None = None
 
-    def begin(self, spec: str) -> Campaign:
-        """Ends the campaign that there is and begins another. Raises SpecError, and then nothing changes."""
+    def check(self, spec: str) -> tuple[Strike, ...]:
+        """What the spec orders of this topology. Raises SpecError."""
         strikes = parse_chaos(spec)
         check_targets(strikes, self._topology)
+        corrupting = [strike for strike in strikes if strike.kind == "corrupt"]
+        if corrupting and not self._has_kv:
+            raise SpecError(
+                f"{corrupting[0].text!r}: emulated slices hold no KV; allowed: drop=P, fail=P or delay=50ms"
+            )
+        return strikes
+
+    def begin(self, spec: str) -> Campaign:
+        """Ends the campaign that there is and begins another. Raises SpecError, and then nothing changes."""
+        strikes = self.check(spec)
         self.end()
         self._begun += 1
         seed = Random().getrandbits(64) if self._seed is None else self._seed
-        self.campaign = Campaign(spec, strikes, f"chaos {seed} {self._begun}")
-        logger.warning("CHAOS IS ON: %s", spec)
+        corrupts = any(strike.kind == "corrupt" for strike in strikes)
+        warning = UNNOTICED if corrupts and not self._verifies_kv else None
+        self.campaign = Campaign(spec, strikes, f"chaos {seed} {self._begun}", warning)
+        logger.warning("CHAOS IS ON: %s%s", spec, f" ({warning})" if warning else "")
         return self.campaign
 
     def end(self) -> None:

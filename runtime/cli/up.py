@@ -107,6 +107,7 @@ async def _live(
             gc.collect()
             gc.freeze()
             greeting.say(report, loaded)
+            service.begin_chaos()
             failure = await _until_stop_or_failure(service, stop)
         limit_s = _EXIT_GRACE_S + (settings.drain_timeout_s if failure is None else 0)
         safety_net = leave_after(limit_s, 1, f"runtime up: not stopped after {limit_s:g} s; ending the process")
