@@ -59,10 +59,6 @@ class WorkerBoard:
 
     # --- lives
 
-    def epoch(self, name: Address) -> int:
-        """The newest life that was heard of."""
-        return self._workers[name].epoch
-
     def up(self, name: Address, epoch: int) -> None:
         """A life begins or goes on; what is said of earlier ones, or of one that has ended, is no news."""
         worker = self._workers[name]

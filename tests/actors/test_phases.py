@@ -35,6 +35,7 @@ def _job(
         prefix=chain_of(tokens, SPEC.page_size),
         params=PARAMS,
         decode=Address(decode),
+        decode_epoch=1,
         deadline=1.0,
     )
     return PrefillJob(start, (0,), None)
@@ -74,11 +75,11 @@ def test_no_credit_no_chunk_for_that_destination_alone() -> None:
     assert phase.stage(stuck, handle=7) == 0
     phase.dispatched(fine)
     phase.stage(fine, handle=8)
-    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), (0,), 1.0)
+    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), 1, (0,), 1.0)
     phase.add(_job("stuck2", 8, order=2, first=20))
     phase.add(_job("fine2", 8, order=3, decode="decode.1", first=30))
     assert [chunk.job.key.request for chunk in phase.plan()] == ["fine2"]
-    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), (0,), 1.0)
+    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), 1, (0,), 1.0)
     assert phase.unstage(stuck.job.key, 0) is None, "a credit comes back once"
     assert [chunk.job.key.request for chunk in phase.plan()] == ["stuck2", "fine2"]
 

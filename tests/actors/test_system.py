@@ -10,7 +10,7 @@ import pytest
 from actors.client import GenerateRequest
 from actors.messages import GATEWAY, SCHEDULER, Completed, Delta, Failed
 from actors.scheduler import SchedulerActor
-from actors.supervisor import RestartPolicy, WorkerSupervisor
+from actors.supervisor import ActorSupervisor, RestartPolicy, WorkerSupervisor
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
 from actors.worker import WorkerActor
@@ -130,7 +130,9 @@ async def test_many_streams_get_their_own_answers(topology: str) -> None:
 
 async def cut_while_queued(system: System, requests: list[GenerateRequest]) -> None:
     """Submits the requests behind others that fill all rows, sees them wait in the scheduler, and leaves them."""
-    scheduler = next(spec.actor for spec in system.specs if spec.address == SCHEDULER)
+    supervisor = next(spec.actor for spec in system.specs if spec.address == SCHEDULER)
+    assert isinstance(supervisor, ActorSupervisor)
+    scheduler = supervisor.actor
     assert isinstance(scheduler, SchedulerActor)
     names = {request.request for request in requests}
     async with AsyncExitStack() as streams:

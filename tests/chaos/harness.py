@@ -100,7 +100,9 @@ def make_requests(tokenizer: Tokenizer, seed: int) -> list[GenerateRequest]:
     rng = random.Random(f"chaos requests {seed}")
     requests = list[GenerateRequest]()
     for index in range(NUM_STREAMS):
-        questions = " ".join(f"What is {rng.randrange(100)} {rng.choice('+-*')} {rng.randrange(100)}?" for _ in range(6))
+        questions = " ".join(
+            f"What is {rng.randrange(100)} {rng.choice('+-*')} {rng.randrange(100)}?" for _ in range(6)
+        )
         prompt = tokenizer.render_chat([{"role": "user", "content": questions[: rng.randrange(16, len(questions))]}])
         params = SamplingParams(
             seed=rng.getrandbits(63),
