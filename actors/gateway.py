@@ -48,7 +48,6 @@ from actors.messages import (
     TokenRecord,
     TokensSampled,
     WorkerDown,
-    WorkerDrained,
     WorkerUp,
 )
 from actors.reconcile import Overdue, choice_keys
@@ -133,8 +132,6 @@ class GatewayActor:
                 ctx.post(message.reply_to, self._status())
             case AskDrain():
                 self._ask_drain(ctx, message)
-            case WorkerDrained():
-                self.board.drained(message.worker)
             case ChunkCorrupt():
                 self.board.corrupt(message.worker)
 
@@ -316,6 +313,8 @@ class GatewayActor:
     def _compare(self, ctx: Context, report: SchedulerReport) -> None:
         """Starts again what the scheduler has lost, and aborts again what it should not have any more."""
         held, now = choice_keys(report.held), ctx.now()
+        for order in self.board.corrections(report.draining, report.drained):
+            ctx.post(SCHEDULER, order)
         open_choices = {
             key.sibling(choice): key
             for record in self.ledger.requests.values()

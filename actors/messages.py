@@ -177,11 +177,14 @@ class AbortGroup(Message, frozen=True, kw_only=True):
 class SchedulerReport(Message, frozen=True, kw_only=True):
     """All groups that the scheduler has, queued or granted, told again and again.
 
-    `reads` counts how often it has found its inbox empty: what it does not have after that has not reached it.
+    Workers in `draining` get nothing new; of these, those in `drained` hold nothing any more. `reads` counts how often
+    it has found its inbox empty: what it does not have after that has not reached it.
     """
 
     held: tuple[Held, ...]
     reads: int
+    draining: tuple[Address, ...] = ()
+    drained: tuple[Address, ...] = ()
 
 
 # --- scheduler <-> workers
@@ -300,7 +303,10 @@ class Released(Message, frozen=True, kw_only=True):
 
 
 class MoveChunk(Message, frozen=True, kw_only=True):
-    """Move a staged chunk to the decode worker's slice. It stays the sender's until the decode worker acknowledges."""
+    """Move a staged chunk to the decode worker's slice. It stays the sender's until the decode worker acknowledges.
+
+    `checksums` are the chunk's, where they are to be compared behind the move.
+    """
 
     key: Key
     sequence: int
@@ -310,6 +316,7 @@ class MoveChunk(Message, frozen=True, kw_only=True):
     sender: Address
     target: Address
     deadline: float
+    checksums: tuple[int, ...] | None = None
 
 
 class KvChunkReady(Message, frozen=True, kw_only=True):
@@ -322,6 +329,7 @@ class KvChunkReady(Message, frozen=True, kw_only=True):
     handle: int
     sender: Address
     moved_at: float
+    checksums: tuple[int, ...] | None = None
 
 
 class ChunkAcked(Message, frozen=True, kw_only=True):
@@ -486,12 +494,6 @@ class ResumeWorker(Message, frozen=True, kw_only=True):
     worker: Address
 
 
-class WorkerDrained(Message, frozen=True, kw_only=True):
-    """A draining worker holds nothing any more."""
-
-    worker: Address
-
-
 class AskDrain(Message, frozen=True, kw_only=True):
     """An operator wants a worker drained, or with None for a time resumed; answered with `DrainAnswer`."""
 
@@ -543,7 +545,6 @@ GatewayMessage = (
     | WorkerUp
     | GetStatus
     | AskDrain
-    | WorkerDrained
     | ChunkCorrupt
 )
 SchedulerMessage = (
@@ -578,7 +579,7 @@ AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage
 _CONTROL = (
     Drain, Refused, SchedulerReport, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, ResendPrefixes,
     PrefillStarted, ChunkAcked, ChunkLost, StartAcked, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
-    DrainWorker, ResumeWorker, WorkerDrained, AskDrain, DrainAnswer, ChunkCorrupt,
+    DrainWorker, ResumeWorker, AskDrain, DrainAnswer, ChunkCorrupt,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)

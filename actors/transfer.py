@@ -113,6 +113,7 @@ class TransferActor:
             handle=handle,
             sender=move.sender,
             moved_at=ctx.now(),
+            checksums=move.checksums,
         )
         if ctx.post(move.target, ready):
             self._made.append((ctx.now() + self._untaken_s, handle))

@@ -101,12 +101,8 @@ class WorkerBoard:
         worker.drain_until, worker.drained = None, False
         return None
 
-    def drained(self, name: Address) -> None:
-        """The scheduler says that the worker holds nothing any more."""
-        self._workers[name].drained = True
-
     def corrections(self, draining: Iterable[Address], drained: Iterable[Address]) -> list[Message]:
-        """What to tell a scheduler that reports these drains."""
+        """Takes over what the scheduler reports of drains; returns what to tell it where they are not those ordered."""
         draining, drained = set(draining), set(drained)
         messages = list[Message]()
         for name, worker in self._workers.items():

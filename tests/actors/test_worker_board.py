@@ -53,7 +53,7 @@ def test_a_drain_ends_when_nothing_is_held_and_is_taken_back() -> None:
     board = _board()
     assert board.drain(D0, 30.0) is None
     assert _states(board) == {D0: "draining"}
-    board.drained(D0)
+    assert board.corrections((D0,), (D0,)) == []
     assert _states(board) == {D0: "drained"}
     assert board.resume(D0) is None
     assert _states(board) == {}

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 
 import anyio
-import jax
 import msgspec
 
 from actors.client import GenerateRequest
@@ -20,17 +19,14 @@ from runtime.chaos.corrupt import corrupt
 from runtime.chaos.engine import ChaosEngine
 from runtime.chaos.mover import ChaosMover
 from runtime.demo import MODEL_DIR
-from runtime.engine import Engine, EngineSpec
+from runtime.engine import Engine
 from runtime.jax_engine import JaxEngine
-from runtime.kv_cache import pool_shape
 from runtime.kv_mover import DevicePutMover
-from runtime.model_config import load_model_config
-from runtime.placement import Placement
 from runtime.sampling_params import SamplingParams
 from runtime.text_stream import TextStream
 from runtime.tokens import Tokenizer
 from runtime.topology import parse_topology
-from runtime.weights import load_weights
+from tests.e2e.parity import EngineShelf
 
 TOPOLOGY = parse_topology("prefill=2,decode=2")
 NUM_STREAMS = 32
@@ -44,9 +40,7 @@ OPTIONS = SystemOptions(
         heartbeat_s=0.2, grace_s=0.6, gap_timeout_s=1.0, resend_s=0.3, max_resends=8, dead_after_s=10.0
     ),
 )
-"""Shorter times than a server's, so that what takes it seconds takes a test less; and workers that are never given up."""
-
-_PAGE_SIZE = 16
+"""Shorter times than a server's, so that waits for them are short, too; and workers that are never given up."""
 
 
 class Stream(msgspec.Struct):
@@ -75,23 +69,10 @@ class Answer(msgspec.Struct):
 
 def make_engines() -> dict[str, JaxEngine]:
     """Warm float32 engines of the demo model, small enough that requests compete."""
-    config = msgspec.structs.replace(load_model_config(MODEL_DIR), dtype="float32")
-    spec = EngineSpec(
-        page_size=_PAGE_SIZE,
-        num_pages=257,
-        num_rows=16,
-        max_context_tokens=512,
-        vocab_size=config.vocab_size,
-        chunk_tokens=64,
-        max_prefill_segments=8,
-        page_bytes=pool_shape(config, _PAGE_SIZE, "cpu").page_bytes,
-    )
-    engines: dict[str, JaxEngine] = {}
-    for part in TOPOLOGY.slices:
-        devices = [jax.devices()[index] for index in part.devices]
-        params = load_weights(MODEL_DIR, config, config.dtype, Placement(devices))
-        engines[part.name] = JaxEngine(config, params, spec, role=part.role, devices=devices, checksums=True)
-        engines[part.name].warm_up()
+    shelf = EngineShelf(MODEL_DIR, "float32", chunk_tokens=64, num_pages=129, checksums=True)
+    engines = shelf.engines(str(TOPOLOGY))
+    for engine in engines.values():
+        engine.warm_up()
     return engines
 
 
@@ -187,11 +168,11 @@ async def _settled(system: System) -> None:
             continue
         with anyio.fail_after(60):
             while not (isinstance(worker := spec.actor.worker, WorkerActor) and _is_at_rest(worker)):
-                await anyio.sleep(0.01)
+                await anyio.lowlevel.checkpoint()
         worker.pool.check_integrity()
     with anyio.fail_after(30):
         while len(system.carrier.arrays):
-            await anyio.sleep(0.01)
+            await anyio.lowlevel.checkpoint()
 
 
 def _is_at_rest(worker: WorkerActor) -> bool:

@@ -69,8 +69,10 @@ class EngineShelf:
         num_pages: int = 1025,
         num_rows: int = 16,
         kernels: Implementation = "xla",
+        checksums: bool = False,
     ) -> None:
         self._kernels = kernels
+        self._checksums = checksums
         self.config = msgspec.structs.replace(load_model_config(folder), dtype=dtype)
         self._folder = folder
         self._made: dict[tuple[str, int, int], JaxEngine] = {}
@@ -106,6 +108,7 @@ class EngineShelf:
                 devices=devices,
                 kernels=self._kernels,
                 chunk_heads=chunk_heads,
+                checksums=self._checksums,
             )
         return self._made[key]
 
