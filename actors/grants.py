@@ -115,7 +115,7 @@ class Grants:
         """Grants, or choices of them, that have been missing from the reports of those who should hold them."""
         missing, grants = dict[Key, int](), dict[Key, Grant]()
         for grant in self.by_key.values():
-            if grant.answered and grant.decode in workers:
+            if grant.decode in workers:
                 for choice, reads in _missing_choices(grant, workers).items():
                     key = grant.key.sibling(choice)
                     missing[key], grants[key] = reads, grant
@@ -150,7 +150,7 @@ def _missing_choices(grant: Grant, workers: Mapping[Address, WorkerView]) -> dic
     """
     decode = workers[grant.decode]
     missing = {choice: decode.reads for choice in grant.open if grant.key.sibling(choice) not in decode.held}
-    if grant.key in decode.leases:
+    if grant.answered and grant.key in decode.leases:
         prefill = workers.get(grant.prefill) if grant.prefill is not None else None
         if prefill is None:
             missing.update((choice, decode.reads) for choice in grant.open)

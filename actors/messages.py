@@ -193,9 +193,11 @@ class SchedulerReport(Message, frozen=True, kw_only=True):
 class Reserve(Message, frozen=True, kw_only=True):
     """Lease pages and rows for a group: its prompt's pages once, a tail and `reserve_tokens` more for each choice.
 
-    Pages of `prefix` that the worker has cached are pinned instead of leased anew; None uses and fills no cache.
+    Pages of `prefix` that the worker has cached are pinned instead of leased anew; None uses and fills no cache. It is
+    for the worker's life `epoch` alone.
     """
 
+    epoch: int
     key: Key
     choices: tuple[int, ...]
     order: int
@@ -251,7 +253,7 @@ class Reserved(Message, frozen=True, kw_only=True):
 class ReserveRefused(Message, frozen=True, kw_only=True):
     """Not enough pages or rows now; try again when the inventory has grown.
 
-    Of choices in `cancelled` the worker remembers a cancel: there it will refuse them for good.
+    Choices in `cancelled` it will refuse for good: they have ended there, or were cancelled.
     """
 
     key: Key
@@ -262,10 +264,11 @@ class ReserveRefused(Message, frozen=True, kw_only=True):
 class StartPrefill(Message, frozen=True, kw_only=True):
     """Prefill the group's tokens for the decode worker that holds its lease, skipping `cached_tokens` of transfer.
 
-    What the prefill worker itself has cached of `prefix` it need not compute. `decode_epoch` is the life of the decode
-    worker that granted the lease; with its end there is nobody left to prefill for.
+    What the prefill worker itself has cached of `prefix` it need not compute. It is for the worker's life `epoch`.
+    `decode_epoch` is the life of the decode worker that granted the lease; after it there is nobody to prefill for.
     """
 
+    epoch: int
     key: Key
     choices: tuple[int, ...]
     order: int

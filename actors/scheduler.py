@@ -11,7 +11,6 @@ Any message may be lost. Workers tell every so often what they hold, which is co
 tells the gateway as often what it has. So it may die, too: the next one has nothing, and learns it from the workers.
 """
 
-import bisect
 from collections.abc import Iterable
 
 import msgspec
@@ -58,7 +57,7 @@ from actors.placement import (
     never_fits,
 )
 from actors.recovery import RecoveryOptions
-from runtime.prefix_cache import PrefixChain, chain_of
+from actors.waiting import WaitingGroups
 
 
 class SchedulerActor:
@@ -76,21 +75,22 @@ class SchedulerActor:
         *,
         prefix_cache: bool,
     ) -> None:
-        self._max_queued = max_queued
-        self._decode_reserve_tokens = decode_reserve_tokens
+        self._waiting = WaitingGroups(max_queued, decode_reserve_tokens, prefix_cache=prefix_cache)
         self._recovery = recovery
-        self._prefix_cache = prefix_cache
-        self._head: tuple[Key, PrefixChain] | None = None
         self._unheard = set(known)
         self._dead: dict[Address, int] = {}
         self._lost: set[Address] = set()
         self._rate = DrainRate()
         self._reads = 0
         self._tick_at = 0.0
-        self.queue: list[Admit] = []
         self.book = Grants(recovery.grace_s)
         self.workers: dict[Address, WorkerView] = {}
         self.drains = Drains()
+
+    @property
+    def queue(self) -> list[Admit]:
+        """Groups that wait for a place, oldest first."""
+        return self._waiting.queue
 
     @property
     def grants(self) -> dict[Key, Grant]:
@@ -144,35 +144,28 @@ class SchedulerActor:
 
     # --- admission
 
-    def _reserve_tokens(self, admit: Admit) -> int:
-        remaining = admit.params.max_tokens - (len(admit.tokens) - admit.prompt_tokens)
-        return max(1, min(remaining, self._decode_reserve_tokens))
-
     def _admit(self, ctx: Context, admit: Admit) -> None:
         choices = self.book.tombstones.alive(admit.key, admit.choices)
         if not choices:
             return  # its abort came first: cancels overtake work in an inbox
-        if admit.key in self.grants or any(waiting.key == admit.key for waiting in self.queue):
+        if admit.key in self.grants or self._waiting.find(admit.key) is not None:
             return
         if not self._unheard and self._refuse_too_large(ctx, admit):
             return
-        if admit.key.attempt == 1 and len(self.queue) >= self._max_queued:
+        if self._waiting.is_full_for(admit):
             retry_after_s = self._rate.retry_after_s(len(self.queue), ctx.now())
             message = f"{len(self.queue)} requests are waiting, the limit."
             error = ErrorInfo(status=429, message=message, code="queue_full", retry_after_s=retry_after_s)
             self._refuse(ctx, admit.key, error)
             return
-        self._enqueue(msgspec.structs.replace(admit, choices=choices))
+        self._waiting.enter(msgspec.structs.replace(admit, choices=choices))
 
     def _refuse_too_large(self, ctx: Context, admit: Admit) -> bool:
-        reason = never_fits(self.workers.values(), admit, self._reserve_tokens(admit))
+        reason = never_fits(self.workers.values(), admit, self._waiting.reserve_tokens(admit))
         if reason is not None:
             param = "n" if len(admit.choices) > 1 else None
             self._refuse(ctx, admit.key, ErrorInfo(status=400, message=reason, code="too_large", param=param))
         return reason is not None
-
-    def _enqueue(self, admit: Admit) -> None:
-        bisect.insort(self.queue, admit, key=lambda waiting: (waiting.order, waiting.key))
 
     def _refuse(self, ctx: Context, key: Key, error: ErrorInfo) -> None:
         ctx.post(GATEWAY, Refused(key=key, error=error))
@@ -185,8 +178,9 @@ class SchedulerActor:
                 if self._lost:
                     self._refuse_all(ctx)
                 return
-            reserve_tokens = self._reserve_tokens(admit)
-            prefix = self._prefix(admit)
+            reserve_tokens = self._waiting.reserve_tokens(admit)
+            page_size = next(iter(self.workers.values())).page_size  # alike on all workers
+            prefix = self._waiting.prefix(admit, page_size)
             view = choose_decode(self._open(), admit, reserve_tokens, prefix)
             if view is None:
                 if self._refuse_too_large(ctx, admit):  # admitted before any worker was up
@@ -202,25 +196,17 @@ class SchedulerActor:
 
     def _ask(self, ctx: Context, grant: Grant, admit: Admit) -> None:
         reserve = Reserve(
+            epoch=self.workers[grant.decode].epoch,
             key=admit.key,
             choices=tuple(sorted(grant.open)),
             order=admit.order,
             num_tokens=len(admit.tokens),
             prompt_tokens=admit.prompt_tokens,
-            reserve_tokens=self._reserve_tokens(admit),
+            reserve_tokens=self._waiting.reserve_tokens(admit),
             prefix=grant.prefix,
             deadline=admit.deadline,
         )
         ctx.post(grant.decode, reserve)
-
-    def _prefix(self, admit: Admit) -> PrefixChain | None:
-        """The chain of the group at the head of the queue, computed once; page sizes are alike on all workers."""
-        if not self._prefix_cache:
-            return None
-        if self._head is None or self._head[0] != admit.key:
-            page_size = next(iter(self.workers.values())).page_size
-            self._head = (admit.key, chain_of(admit.tokens, page_size, admit.cache_salt))
-        return self._head[1]
 
     def _open(self) -> list[WorkerView]:
         """Workers that are not being drained."""
@@ -263,6 +249,7 @@ class SchedulerActor:
         grant.prefill = prefill.address
         prefill.prefill_tokens += len(admit.tokens) - cached_tokens(prefill, admit, grant.prefix)
         start = StartPrefill(
+            epoch=prefill.epoch,
             key=admit.key,
             choices=tuple(sorted(grant.open)),
             order=admit.order,
@@ -285,13 +272,13 @@ class SchedulerActor:
     def _unexpected(self, ctx: Context, message: Reserved, worker: Address) -> None:
         """A lease that nobody here waits for: unwanted, or asked for by an earlier scheduler, or one too many."""
         key = message.key
-        queued = [waiting for waiting in self.queue if waiting.key == key]
+        waiting = self._waiting.find(key)
         grant = self.grants.get(key)
-        if queued or grant is not None:
-            choices = queued[0].choices if queued else tuple(sorted(grant.open if grant is not None else ()))
-            self.queue = [waiting for waiting in self.queue if waiting.key != key]
-            stray = grant or Grant(key, choices, ctx.now() + BURIED_S, worker, ctx.now(), None)
-            self._take_back(ctx, stray, choices, "two workers hold it")
+        if grant is None and waiting is not None:
+            self._waiting.remove(key, waiting.choices)
+            grant = Grant(key, waiting.choices, waiting.deadline, worker, ctx.now(), waiting)
+        if grant is not None:
+            self._take_back(ctx, grant, tuple(sorted(grant.open)), f"{worker} holds it unasked")
         elif self.book.tombstones.alive(key, (key.choice,)):
             return  # the worker's next report tells all of it
         cancel = Cancel(key=key, choices=(key.choice,), deadline=ctx.now() + BURIED_S, whole=True)
@@ -307,10 +294,10 @@ class SchedulerActor:
         if grant is None or grant.decode != view.address or grant.answered or grant.admit is None:
             return
         if grant.open & set(message.cancelled):
-            self._take_back(ctx, grant, tuple(sorted(grant.open)), f"{view.address} has been told to cancel it")
+            self._take_back(ctx, grant, tuple(sorted(grant.open)), f"{view.address} had it before")
             return
         del self.grants[message.key]
-        self._enqueue(msgspec.structs.replace(grant.admit, choices=tuple(sorted(grant.open))))
+        self._waiting.enter(msgspec.structs.replace(grant.admit, choices=tuple(sorted(grant.open))))
 
     def _end(self, ctx: Context, key: Key, choices: tuple[int, ...]) -> None:
         """Choices have ended; the grant ends with its last one."""
@@ -321,11 +308,7 @@ class SchedulerActor:
 
     def _abort(self, ctx: Context, message: AbortGroup) -> None:
         """Takes the choices away from queue, prefill, transfer and decode."""
-        for index, waiting in enumerate(self.queue):
-            if waiting.key == message.key:
-                left = tuple(choice for choice in waiting.choices if choice not in message.choices)
-                self.queue[index : index + 1] = [msgspec.structs.replace(waiting, choices=left)] if left else []
-                break
+        self._waiting.remove(message.key, message.choices)
         grant = self.grants.get(message.key)
         if grant is None:
             self.book.tombstones.bury(message.key, message.choices, message.deadline, ctx.now())

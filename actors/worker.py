@@ -12,12 +12,9 @@ reads the last one, and the next chunk is on its way before this one is done. Pa
 device work up to turn t at most; they stay in quarantine until that turn has retired.
 """
 
-from collections.abc import Callable, Hashable
-from typing import TypeVar
-
 import msgspec
 
-from actors.call_deadlines import CallDeadlines, size_class
+from actors.call_deadlines import CallDeadlines
 from actors.chunk_check import ChunkCheck
 from actors.context import Context
 from actors.decode import DecodePhase, Insert, Lease, finish_of
@@ -54,14 +51,13 @@ from actors.messages import (
 from actors.prefill import PrefillJob, PrefillPhase
 from actors.recovery import RecoveryOptions
 from actors.reports import Holdings, WorkerReports
+from actors.slice_calls import SliceCalls, size_of
 from actors.tombstones import Recent, Tombstones
 from actors.turn import Flight, Slot, Turn, enqueue
 from actors.turn_planner import TurnPlanner
 from runtime.engine import Engine, KvChunk, Sampled, StepHandle
 from runtime.pages import PagePool
 from runtime.topology import Role
-
-T = TypeVar("T")
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +91,7 @@ class WorkerActor:
         self.epoch = epoch
         self._engine = engine
         self._recovery = recovery
-        self._deadlines = deadlines
+        self._slice = SliceCalls(address, deadlines)
         spec = engine.spec
         self.free_rows = list(range(spec.num_rows))
         self.prefill = PrefillPhase(spec, pool, options.staged_per_decode, self._rematch)
@@ -131,17 +127,10 @@ class WorkerActor:
             self._reports.end()
             self.deliveries.drop_all(ctx)
 
-    async def _call(self, ctx: Context, kind: Hashable, call: Callable[[], T]) -> T:
-        """Runs a call on the slice. Raises EngineTimeout when it takes much longer than its like have."""
-        begun = ctx.now()
-        result = await ctx.run_engine(self.address, call, self._deadlines.of(kind))
-        self._deadlines.measured(kind, ctx.now() - begun)
-        return result
-
     async def _idle(self, ctx: Context) -> None:
         """Nothing to plan and nothing in flight: settles the device if pages wait for it, else waits for a message."""
         if self.pool.quarantined_pages:
-            await self._call(ctx, "wait", self._engine.wait)
+            await self._slice.call(ctx, "wait", self._engine.wait)
             self._turn += 1  # an empty turn: what was given up for the next one is retired by it
             self.pool.retire(self._turn)
             return
@@ -209,11 +198,13 @@ class WorkerActor:
 
     def _reserve(self, ctx: Context, message: Reserve) -> None:
         """Leases what is asked for, or says again that it is leased."""
+        if message.epoch != self.epoch:
+            return
         key = message.key
         lease = self.decode.leases.get(key)
-        if lease is None and key in self._leased:
-            return  # it has begun since, or ended
-        alive = self._tombstones.alive(key, message.choices)
+        if lease is None and self.decode.group(key):
+            return  # it runs, as the next report tells
+        alive = self._tombstones.alive(key, message.choices) if key not in self._leased else ()
         if lease is None and alive == message.choices:
             lease = self.decode.reserve(message)
         inventory = self._reports.inventory()
@@ -225,6 +216,8 @@ class WorkerActor:
             ctx.post(SCHEDULER, Reserved(key=key, cached_tokens=lease.cached_tokens, inventory=inventory))
 
     def _start_prefill(self, ctx: Context, message: StartPrefill) -> None:
+        if message.epoch != self.epoch:
+            return
         choices = self._tombstones.alive(message.key, message.choices)
         self._reports.expect_more()  # the scheduler counts these tokens as work here: it is told how many are left
         if not choices or message.key in self._begun:
@@ -276,7 +269,7 @@ class WorkerActor:
         """Places what has arrived as it had left; what has changed on its way is moved again."""
         if not check.waiting:
             return
-        for message, chunk in await self._call(ctx, ("checksum", len(check.waiting)), check.compare):
+        for message, chunk in await self._slice.call(ctx, ("checksum", len(check.waiting)), check.compare):
             if chunk is None:
                 check.report(ctx, message)
             elif self.decode.wants(message):
@@ -323,8 +316,8 @@ class WorkerActor:
 
     async def _execute(self, ctx: Context, turn: Turn) -> Flight | None:
         arrived = [chunk for _, chunk in self._arrived]
-        size = self._size(turn)
-        handle, gathered = await self._call(ctx, ("enqueue", size), lambda: self._enqueue(turn, arrived))
+        size = size_of(turn, self.decode)
+        handle, gathered = await self._slice.call(ctx, ("enqueue", size), lambda: self._enqueue(turn, arrived))
         self._turn += 1
         self._arrived.clear()
         self._tell_started(ctx, turn)
@@ -346,16 +339,6 @@ class WorkerActor:
         handle, gathered = enqueue(self._engine, turn, arrived)
         take = self._engine.checksum if self._check is not None else lambda chunk: None
         return handle, [(chunk, take(chunk)) for chunk in gathered]
-
-    def _size(self, turn: Turn) -> tuple[int, ...]:
-        """Turns of one class take about as long: like many prompt tokens, rows, tokens of context and copies."""
-        segments, rows = (turn.step.prefill, turn.step.decode) if turn.step is not None else ((), ())
-        sequences = [self.decode.sequences.get(slot.key) for slot in turn.slots if slot.job is None]
-        context = sum(segment.start for segment in segments)
-        context += sum(sequence.length for sequence in sequences if sequence is not None)
-        copies = len(turn.inserts) + len(turn.gathers) + len(turn.copies)
-        prompt_tokens = sum(len(segment.tokens) for segment in segments)
-        return tuple(size_class(size) for size in (prompt_tokens, len(rows), context, copies))
 
     def _tell_started(self, ctx: Context, turn: Turn) -> None:
         for job in [chunk.job for chunk in turn.chunks if not chunk.job.told]:
@@ -398,7 +381,7 @@ class WorkerActor:
 
     async def _land(self, ctx: Context, flight: Flight) -> None:
         """Reads a step: tokens to the gateway, finished sequences out, prefilled groups on to their decode worker."""
-        sampled = await self._call(ctx, ("fetch", flight.size), lambda: self._engine.fetch(flight.handle))
+        sampled = await self._slice.call(ctx, ("fetch", flight.size), lambda: self._engine.fetch(flight.handle))
         self.pool.retire(flight.retires)
         tokens = list[SampledToken]()
         starts: dict[Key, list[tuple[int, int]]] = {job.key: [] for job in flight.finished_jobs}

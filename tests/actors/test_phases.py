@@ -26,6 +26,7 @@ def _job(
 ) -> PrefillJob:
     tokens = tuple(range(first, first + num_tokens))
     start = StartPrefill(
+        epoch=1,
         key=Key(name, 0, 1),
         choices=(0,),
         order=order,
@@ -167,6 +168,7 @@ def _reserve(
     name: str, num_tokens: int, choices: tuple[int, ...] = (0,), order: int = 0, prefix: PrefixChain | None = None
 ) -> Reserve:
     return Reserve(
+        epoch=1,
         key=Key(name, 0, 1),
         choices=choices,
         order=order,
@@ -295,6 +297,35 @@ def test_growth_writes_the_page_table_and_the_youngest_makes_room() -> None:
     chosen, writes, preempted = phase.plan(3)
     assert chosen == [old]
     assert writes == [PageWrite(old.row, 8, old.pages[8])]
+
+
+def test_what_comes_twice_is_taken_once() -> None:
+    phase, _, _ = _decode()
+    phase.reserve(_reserve("a", 10, choices=(0, 1)))
+    assert phase.start(_start("a", 10, ((0, 42),)), fence=1) == (1,)
+    assert phase.start(_start("a", 10, ((0, 42),)), fence=1) == (), "its end was told before"
+    assert phase.group(Key("a", 0, 1)) == (0,)
+    phase.place(_ready("a", 0, 8))
+    assert not phase.wants(_ready("a", 4, 10)), "a chunk that overlaps is of another cut"
+    assert phase.wants(_ready("a", 8, 10))
+    phase.place(_ready("a", 8, 10))
+    assert phase.held()[0][0].choices == (0,)
+    phase.begin_covered(1)
+    assert phase.start(_start("a", 10, ((0, 42),)), fence=1) == ()
+    assert not phase.wants(_ready("a", 8, 10))
+    assert phase.held()[1][0].choices == (0,)
+
+
+def test_a_dead_decode_workers_chunks_are_given_up_and_its_next_lifes_are_not() -> None:
+    phase, dropped = _prefill(), list[int]()
+    phase.add(_job("a", 8, order=0))
+    (chunk,) = phase.plan()
+    phase.stage(chunk, handle=7)
+    phase.forget_decode(Address("decode.0"), 0, dropped.append)
+    phase.forget_decode(Address("decode.1"), 1, dropped.append)
+    assert (dropped, phase.credits_used) == ([], 1)
+    phase.forget_decode(Address("decode.0"), 1, dropped.append)
+    assert (dropped, phase.credits_used) == ([7], 0)
 
 
 def test_leases_and_staged_chunks_run_out() -> None:

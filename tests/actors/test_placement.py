@@ -150,3 +150,23 @@ def test_retry_after_follows_the_measured_rate() -> None:
     assert rate.retry_after_s(10, 20.0) == 20
     assert rate.retry_after_s(10_000, 20.0) == 60
     assert rate.retry_after_s(0, 20.0) == 1
+
+
+def test_changes_of_prefixes_that_do_not_follow_are_ignored_until_all_are_told() -> None:
+    view = _view("decode.0", "decode", 50)
+    view.change_prefixes(_changed(view, (b"a",)))
+    view.change_prefixes(_changed(view, (b"c",), skip=1))
+    assert (view.prefixes, view.prefixes_version) == ({b"a"}, 1), "one was missed"
+    view.change_prefixes(_changed(view, (b"b", b"c"), skip=2, whole=True))
+    assert (view.prefixes, view.prefixes_version) == ({b"b", b"c"}, 4)
+    view.change_prefixes(_changed(view, (b"x",), skip=-2))
+    assert view.prefixes == {b"b", b"c"}, "an old one"
+
+
+def test_an_inventory_that_was_overtaken_or_is_of_another_life_is_no_news() -> None:
+    view = _view("decode.0", "decode", 50)
+    news = msgspec.structs.replace(view.inventory, version=3, available_pages=40)
+    view.update(news)
+    view.update(msgspec.structs.replace(news, version=2, available_pages=30))
+    view.update(msgspec.structs.replace(news, version=9, epoch=2, available_pages=20))
+    assert view.available_pages == 40

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 import pytest
 
-from actors.messages import Address, Message
+from actors.messages import SCHEDULER, TRANSFER, Address, Message, WorkerDown
 from runtime.sampling_params import SamplingParams
+from runtime.topology import parse_topology
 from tests.simulation.checks import (
     check_carrier_at_rest,
     check_client,
@@ -17,6 +19,7 @@ from tests.simulation.checks import (
     check_scheduler_at_rest,
     check_worker_at_rest,
 )
+from tests.simulation.loop import SimulationError
 from tests.simulation.system import SimSystem
 from tests.simulation.test_simulation import planned, workload
 from tests.simulation.workload import PlannedRequest, Workload
@@ -60,6 +63,7 @@ class Struck(SimSystem):
         super().__init__(load)
         self.strike = strike
         self.struck = 0
+        self.survivors: set[Address] = set()
         self.seen: Counter[str] = Counter()
         self._transmit = self.carrier.transmit
         self.carrier.transmit = self._struck  # type: ignore[method-assign]
@@ -90,11 +94,16 @@ class Struck(SimSystem):
     def kill(self, address: Address) -> None:
         """The actor dies where it waits; its supervisor lives."""
         waiter = self.carrier.main_task(address).waiting
-        assert waiter is not None
-        waiter.resolve(error=RuntimeError("struck dead"))
+        if waiter is None or waiter.resolved:
+            self.carrier.loop.after(0.001, partial(self.kill, address))
+        else:
+            waiter.resolve(error=RuntimeError("struck dead"))
 
     def _check_deaths(self, source: Address, target: Address, message: Message) -> None:
-        """Workers may die here."""
+        """Workers die here of what strikes them."""
+        struck = ("struck dead", "DeviceError", "EngineTimeout")
+        if isinstance(message, WorkerDown) and not any(reason in message.reason for reason in struck):
+            raise SimulationError(f"{message.worker} failed: {message.reason}")
 
 
 def no_strike(source: Address, target: Address, message: Message, number: int) -> str | None:
@@ -117,6 +126,7 @@ def finish(system: Struck) -> Struck:
             loop.run_until(lambda: loop.now >= moment_s, 1000.0, 200_000)  # noqa: B023
         loop.run_until(loop.is_idle, 1000.0, 200_000)
         check_rest(system)
+        system.survivors = {worker.address for worker in system.workers}
         for client in system.clients:
             check_client(client, system.workload)
     except Exception as error:
@@ -181,3 +191,112 @@ def test_a_message_that_is_lost_or_comes_twice_shows_in_no_stream(topology: str,
             except AssertionError as error:
                 raise AssertionError(f"{fate} {name} {number}: {error}") from error
     assert struck > 20
+
+
+# --- deaths
+
+
+DEATHS_S = (0.02, 0.08, 0.2, 0.5)
+
+
+def struck_dead(load: Workload, *deaths: tuple[float, Address]) -> Struck:
+    """Runs with these deaths at these times, in seconds, of actors that wait for a message."""
+    system = Struck(load, no_strike)
+    for at_s, address in deaths:
+        system.carrier.loop.after(at_s, partial(system.kill, address))
+    return finish(system)
+
+
+@pytest.mark.parametrize("address", [SCHEDULER, TRANSFER])
+@pytest.mark.parametrize("kind", list(LOADS))
+@pytest.mark.parametrize("topology", TOPOLOGIES[:2])
+def test_scheduler_and_transfer_die_and_no_stream_shows_it(topology: str, kind: str, address: Address) -> None:
+    moments = [(at_s,) for at_s in DEATHS_S] + [(DEATHS_S[1], DEATHS_S[1] + 0.6)]
+    lives = [
+        struck_dead(LOADS[kind](topology), *((at_s, address) for at_s in when)).actors[address] for when in moments
+    ]
+    assert sum(life.epoch - 1 for life in lives) == 6
+
+
+def test_a_scheduler_that_comes_back_goes_on_with_what_runs() -> None:
+    """Nothing has to be started again but what was only on its way."""
+    params = SamplingParams(seed=1, max_tokens=60)
+    load = workload("prefill=1,decode=1", (planned("r0", 1, params=params), planned("r1", 2, params=params)))
+    system = struck_dead(load, (0.5, SCHEDULER))
+    assert system.seen["Admit"] == 2
+    assert "Preempted" not in system.seen
+
+
+def test_a_scheduler_that_dies_too_often_ends_the_system() -> None:
+    system = Struck(workload("prefill=1,decode=1", (planned("r0", 1),)), no_strike)
+    ended: list[Address] = []
+    system.carrier.on_death = lambda address, error: ended.append(address)
+    for number in range(4):
+        system.carrier.loop.after(0.01 + 4.0 * number, partial(system.kill, SCHEDULER))
+    system.carrier.loop.run_until(lambda: SCHEDULER in ended, 60.0, 100_000)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_death_that_nobody_is_told_of_is_learnt_from_the_next_life(topology: str) -> None:
+    """No `WorkerDown` arrives; the new life's first report tells that there was one before."""
+    for name in [part.name for part in parse_topology(topology).slices]:
+        for at_s in DEATHS_S[:3]:
+            system = Struck(workload(topology, traffic()), drops("WorkerDown"))
+            system.carrier.loop.after(at_s, partial(system.kill, Address(name)))
+            finish(system)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES[1:])
+def test_a_worker_that_falls_silent_is_taken_for_dead_and_is_welcome_back(topology: str) -> None:
+    """Nothing that it says to the scheduler arrives for a while, although it works on."""
+    victim = "mixed.0" if topology.startswith("mixed") else "decode.0"
+
+    def strike(source: Address, target: Address, message: Message, count: int) -> str | None:
+        silent = 0.1 < system.carrier.loop.now < 20.0
+        return "drop" if silent and source == victim and target == SCHEDULER else None
+
+    system = Struck(workload(topology, traffic()), strike)
+    system.carrier.loop.after(25.0, lambda: None)
+    finish(system)
+    system = Struck(workload(topology, traffic()), strike)
+    system.carrier.loop.run_until(lambda: system.carrier.loop.now > 15.0, 100.0, 100_000)
+    assert not system.scheduler.workers[Address(victim)].alive
+    system.carrier.loop.run_until(lambda: system.carrier.loop.now > 23.0, 100.0, 100_000)
+    assert system.scheduler.workers[Address(victim)].alive
+    finish(system)
+
+
+def drops(*names: str) -> Strike:
+    """All messages of these types are lost."""
+    return lambda source, target, message, count: "drop" if type(message).__name__ in names else None
+
+
+# --- hangs
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_hang_of_whatever_length_ends_and_its_slice_is_back(topology: str) -> None:
+    """The call is given up after ten seconds; the worker comes back when it returns, minutes later, and serves."""
+    for name in [part.name for part in parse_topology(topology).slices]:
+        load = workload(topology, (*traffic(), planned("late", 99, arrival_s=400.0)))
+        load = msgspec.structs.replace(load, step_timeout_s=12.0, hangs={name: (0.15, 380.0)})
+        system = finish(Struck(load, no_strike))
+        assert system.survivors == {part.name for part in parse_topology(topology).slices}
+
+
+def test_transfer_lanes_that_hang_delay_and_lose_nothing() -> None:
+    system = Struck(workload("prefill=1,decode=1", traffic()), no_strike)
+    for lane in range(2):
+        held = system.carrier.lane(f"transfer/prefill.0->decode.0/{lane}")
+        system.carrier.loop.after(0.05, partial(held.hold, True))
+        system.carrier.loop.after(45.0, partial(held.hold, False))
+    finish(system)
+
+
+def test_a_gap_in_a_stream_is_left_by_another_attempt() -> None:
+    """The token is lost, those behind it are not: nothing else than time tells the gateway."""
+    params = SamplingParams(seed=3, max_tokens=40)
+    load = workload("prefill=1,decode=1", (planned("r0", 3, params=params),))
+    system = finish(Struck(load, at("TokensSampled", 5, "drop")))
+    assert system.seen["Admit"] == 2
+    assert system.struck == 1
