@@ -18,7 +18,8 @@ from tests.simulation.system import SimSystem
 from tests.simulation.workload import PlannedRequest, Workload
 
 Order = tuple[float, str, float | None]
-"""When, which worker, and the seconds that its work gets; None takes it back."""
+"""When, from the moment at which all workers are known, which one, and the seconds that its work gets; None takes it
+back."""
 
 SPEC = EngineSpec(
     page_size=4,
@@ -58,14 +59,17 @@ class Operator:
         self._system = system
         self._orders = orders
         self.answers: list[DrainAnswer] = []
-        self.states: list[tuple[float, str]] = []
+        self.began_s = 0.0
         self.placed: list[tuple[float, Address]] = []
         system.carrier.observers.append(self._observe)
         system.carrier.start(Address("client/operator"), self.run, CLIENT_CAPACITY)
 
     async def run(self, ctx: SimContext) -> None:
+        while any(status.state == "down" for status in self._system.gateway.board.statuses()):
+            await ctx.sleep(0.01)
+        self.began_s = ctx.now()
         for at_s, worker, timeout_s in self._orders:
-            await ctx.sleep(max(0.0, at_s - ctx.now()))
+            await ctx.sleep(max(0.0, self.began_s + at_s - ctx.now()))
             await ctx.send(GATEWAY, AskDrain(worker=Address(worker), timeout_s=timeout_s, reply_to=ctx.address))
             answer = await ctx.receive()
             assert isinstance(answer, DrainAnswer)
@@ -76,7 +80,7 @@ class Operator:
             self.placed.append((self._system.carrier.loop.now, target))
 
     def placed_on(self, worker: str, after_s: float) -> int:
-        return sum(target == worker and at_s > after_s for at_s, target in self.placed)
+        return sum(target == worker and at_s > self.began_s + after_s for at_s, target in self.placed)
 
 
 def _run(load: Workload, *orders: Order) -> tuple[Outcome, SimSystem, Operator]:
@@ -112,6 +116,7 @@ def test_a_patient_drain_lets_everything_finish_where_it_is(topology: str, worke
     for seed in range(2):
         outcome, system, operator = _run(_workload(topology, seed), (at_s, worker, PATIENT_S))
         assert outcome.completed == 8
+        assert operator.answers[0].error is None
         assert "Preempted" not in outcome.messages
         assert operator.placed_on(worker, at_s + 0.5) == 0
         _wait(system, 5.0)
