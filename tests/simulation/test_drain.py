@@ -111,24 +111,23 @@ def drainable() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("topology", "worker"), drainable())
-@pytest.mark.parametrize("at_s", [0.0, 0.06, 0.3])
+@pytest.mark.parametrize("at_s", [0.0, 0.3])
 def test_a_patient_drain_lets_everything_finish_where_it_is(topology: str, worker: str, at_s: float) -> None:
-    for seed in range(2):
-        outcome, system, operator = _run(_workload(topology, seed), (at_s, worker, PATIENT_S))
-        assert outcome.completed == 8
-        assert operator.answers[0].error is None
-        assert "Preempted" not in outcome.messages
-        assert operator.placed_on(worker, at_s + 0.5) == 0
-        _wait(system, 5.0)
-        assert _state(system, worker) == "drained"
+    outcome, system, operator = _run(_workload(topology, 1), (at_s, worker, PATIENT_S))
+    assert outcome.completed == 8
+    assert operator.answers[0].error is None
+    assert "Preempted" not in outcome.messages
+    assert operator.placed_on(worker, at_s + 0.5) == 0
+    _wait(system, 5.0)
+    assert _state(system, worker) == "drained"
 
 
 @pytest.mark.parametrize(("topology", "worker"), drainable())
-@pytest.mark.parametrize("at_s", [0.06, 0.2, 0.5])
+@pytest.mark.parametrize("at_s", [0.06, 0.5])
 def test_what_still_runs_in_the_end_is_moved_and_no_client_notices(topology: str, worker: str, at_s: float) -> None:
     moved = 0
-    for seed in range(3):
-        load = _workload(topology, seed, max_tokens=80)
+    for seed in range(2):
+        load = _workload(topology, seed, max_tokens=60)
         outcome, system, _ = _run(load, (at_s, worker, AT_ONCE_S))
         assert outcome.completed == 8
         moved += outcome.messages.get("Preempted", 0)
@@ -138,10 +137,12 @@ def test_what_still_runs_in_the_end_is_moved_and_no_client_notices(topology: str
 
 
 @pytest.mark.parametrize(("topology", "worker"), drainable())
-@pytest.mark.parametrize(("at_s", "back_s"), [(0.05, 0.06), (0.3, 1.5), (0.2, 4.0)])
-@pytest.mark.parametrize("timeout_s", [AT_ONCE_S, PATIENT_S])
+@pytest.mark.parametrize(
+    ("timeout_s", "at_s", "back_s"),
+    [(AT_ONCE_S, 0.05, 0.06), (PATIENT_S, 0.05, 0.06), (AT_ONCE_S, 0.3, 1.5), (PATIENT_S, 0.2, 4.0)],
+)
 def test_a_worker_that_is_taken_back_serves_again(
-    topology: str, worker: str, at_s: float, back_s: float, timeout_s: float
+    topology: str, worker: str, timeout_s: float, at_s: float, back_s: float
 ) -> None:
     load = _workload(topology, 1, num_requests=6)
     late = tuple(
@@ -171,7 +172,7 @@ def test_the_last_of_a_path_is_refused_and_serves_on(topology: str, first: str, 
 
 @pytest.mark.parametrize(("topology", "worker"), drainable())
 def test_a_draining_worker_may_die(topology: str, worker: str) -> None:
-    for step in (2, 6, 12):
+    for step in (2, 12):
         load = msgspec.structs.replace(_workload(topology, step), failing_steps={worker: (step,)})
         outcome, _, operator = _run(load, (0.1, worker, PATIENT_S))
         assert outcome.completed == 8
