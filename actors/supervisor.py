@@ -5,6 +5,9 @@ on the slice's own thread, its inbox is emptied (whatever lay in it belonged to 
 transfer and the other workers are told, and a new actor starts with an empty pool. A slice that hangs is out until its
 call returns, however long that takes. Scheduler and transfer come back with nothing and learn what there is from the
 workers. The gateway holds what nobody else has: its failure ends the system, which answers every client with an error.
+
+A supervisor lives on its child's context, so that the inbox outlives the child. What a life has spawned is therefore in
+the supervisor's scope, and has to see for itself that its life has ended.
 """
 
 import logging
