@@ -5,13 +5,10 @@ stream without failures.
 """
 
 import argparse
-import os
 import random
 import sys
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-
+import tests.conftest  # noqa: F401  # devices and the cache of compiled programs, before jax is imported
 from runtime.compile_cache import compilations
 from runtime.demo import MODEL_DIR
 from tests.chaos.harness import HANG_TIMEOUT_S, Server, make_requests
