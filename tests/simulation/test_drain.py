@@ -15,6 +15,7 @@ from tests.simulation.carrier import SimContext
 from tests.simulation.fake_tokens import VOCAB_SIZE
 from tests.simulation.harness import Outcome
 from tests.simulation.system import SimSystem
+from tests.simulation.test_recovery import Strike, Struck, finish, no_strike
 from tests.simulation.workload import PlannedRequest, Workload
 
 Order = tuple[float, str, float | None]
@@ -133,7 +134,7 @@ def test_what_still_runs_in_the_end_is_moved_and_no_client_notices(topology: str
         moved += outcome.messages.get("Preempted", 0)
         _wait(system, 5.0)
         assert _state(system, worker) == "drained"
-    assert moved > 0 or worker.startswith("prefill")
+    assert moved > 0 or at_s < 0.1 or worker.startswith("prefill"), "there was something to move"
 
 
 @pytest.mark.parametrize(("topology", "worker"), drainable())
@@ -177,3 +178,45 @@ def test_a_draining_worker_may_die(topology: str, worker: str) -> None:
         outcome, _, operator = _run(load, (0.1, worker, PATIENT_S))
         assert outcome.completed == 8
         assert operator.answers[0].error is None
+
+
+# --- orders and the scheduler may be lost
+
+
+def _strike(fate: str, *names: str) -> Strike:
+    """The first message of each of these types."""
+
+    def strike(source: Address, target: Address, message: Message, number: int) -> str | None:
+        return fate if number == 1 and type(message).__name__ in names else None
+
+    return strike
+
+
+def _long(topology: str) -> Workload:
+    """One more request, so that the run goes on until every report has come."""
+    load = _workload(topology, 4)
+    last = msgspec.structs.replace(load.requests[0], request="last", arrival_s=12.0)
+    return msgspec.structs.replace(load, requests=(*load.requests, last))
+
+
+@pytest.mark.parametrize(("topology", "worker"), [("prefill=2,decode=2", "decode.1"), ("mixed=2", "mixed.0")])
+@pytest.mark.parametrize("fate", ["drop", "twice", "late"])
+def test_an_order_that_is_lost_or_late_holds_all_the_same(topology: str, worker: str, fate: str) -> None:
+    system = Struck(_long(topology), _strike(fate, "DrainWorker", "ResumeWorker"))
+    operator = Operator(system, (0.05, worker, AT_ONCE_S), (0.1, worker, None), (6.0, worker, PATIENT_S))
+    finish(system)
+    assert system.struck == 2
+    assert [answer.error for answer in operator.answers] == [None] * 3
+    assert system.scheduler.drains.drained == {worker}
+    assert _state(system, worker) == "drained"
+
+
+@pytest.mark.parametrize(("topology", "worker"), [("prefill=2,decode=2", "prefill.0"), ("mixed=2", "mixed.1")])
+@pytest.mark.parametrize("dies_s", [0.1, 0.5])
+def test_a_new_scheduler_is_told_of_drains(topology: str, worker: str, dies_s: float) -> None:
+    system = Struck(_long(topology), no_strike)
+    Operator(system, (0.02, worker, 2.0))
+    system.carrier.loop.after(dies_s, lambda: system.kill(SCHEDULER))
+    finish(system)
+    assert system.scheduler.drains.workers == (worker,)
+    assert _state(system, worker) == "drained"
