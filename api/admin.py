@@ -132,10 +132,12 @@ def _is_local(client: tuple[str, int] | None) -> bool:
 async def _body(request: Request, kind: type[Any], empty: Any) -> Any:
     """The decoded body, or `empty` where there is none. Raises RequestError."""
     data = await read_body(request.receive, _MAX_BODY_BYTES, _BODY_TIMEOUT_S)
+    if data is None:
+        raise RequestError("the client went away before the end of its body")
     if not data and empty is not None:
         return empty
     try:
-        return msgspec.json.decode(data or b"", type=kind)
+        return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
         raise RequestError(f"the body is not as expected: {error}") from error
 

@@ -65,10 +65,12 @@ class Campaign:
             return self._random.randrange(limit)
 
     def hit(self, strike: Strike) -> None:
-        """The strike happens now."""
+        """The strike happens now. What goes on and on (slow steps, delayed moves) is logged when it begins."""
         with self._lock:
             self._hits[strike.text] += 1
-        logger.warning("chaos strikes: %s", strike.text)
+            first = self._hits[strike.text] == 1
+        if first or strike.kind not in ("slow", "delay"):
+            logger.warning("chaos strikes: %s", strike.text)
 
     def hits(self) -> dict[str, int]:
         """How often each part of the spec has struck."""

@@ -182,6 +182,23 @@ def test_a_spec_that_is_refused_leaves_the_old_one_in_force() -> None:
     assert campaign.over.is_set()
 
 
+def test_where_there_is_no_kv_nothing_can_be_corrupted() -> None:
+    with pytest.raises(SpecError, match="emulated slices hold no KV"):
+        Chaos(TOPOLOGY, 1, has_kv=False).begin("transfer:corrupt=0.5")
+
+
+def test_strikes_are_logged_and_what_goes_on_only_once(caplog: pytest.LogCaptureFixture) -> None:
+    engine, campaign = _engine("prefill.0:slow=1.5,prefill.0:oom@step=3")
+    for _ in range(2):
+        engine.fetch(engine.dispatch(IDLE))
+    with pytest.raises(ChaosError):
+        engine.fetch(engine.dispatch(IDLE))
+    assert campaign.hits() == {"prefill.0:slow=1.5": 3, "prefill.0:oom@step=3": 1}
+    assert caplog.text.count("chaos strikes: prefill.0:slow=1.5") == 1
+    assert caplog.text.count("chaos strikes: prefill.0:oom@step=3") == 1
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
 class _Mover:
     def move(self, chunk: KvChunk, target: str) -> KvChunk:
         return chunk
