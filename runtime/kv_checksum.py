@@ -17,7 +17,7 @@ from runtime.kv_heads import KvHeads
 from runtime.placement import CHUNK_SPEC, POOL_SPEC, Placement
 
 DIFFERENT_COPIES = -1
-"""In the place of a head's checksum whose copies on several devices differ: equal to no other slice's."""
+"""In the place of the checksum of a head whose copies on several devices differ: no checksum equals it."""
 
 
 def checksum_program(placement: Placement) -> Callable[..., tuple[jax.Array, ...]]:
