@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.messages import Completed, Delta, Failed, Status
+from actors.messages import Address, Completed, Delta, DrainAnswer, Failed, Status
 from runtime.sampling_params import SamplingParams
 
 ClientEvent = Delta | Completed | Failed
@@ -42,4 +42,16 @@ class EngineClient(Protocol):
 
     async def status(self) -> Status:
         """The gateway's counts."""
+        ...
+
+
+class WorkerClient(Protocol):
+    """The gateway as operators' routes see it."""
+
+    async def drain_worker(self, worker: Address, timeout_s: float) -> DrainAnswer | None:
+        """Orders a drain; None when there is no answer."""
+        ...
+
+    async def resume_worker(self, worker: Address) -> DrainAnswer | None:
+        """Takes it back; None when there is no answer."""
         ...

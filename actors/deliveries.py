@@ -33,7 +33,7 @@ class Deliveries:
         """When something is to be sent again."""
         return self._outbox.next_due()
 
-    def move(self, ctx: Context, planned: PlannedChunk, handle: int) -> None:
+    def move(self, ctx: Context, planned: PlannedChunk, handle: int, checksums: tuple[int, ...] | None) -> None:
         """Stages a gathered chunk and has it moved."""
         job = planned.job
         sequence = self._phase.stage(planned, handle)
@@ -47,6 +47,7 @@ class Deliveries:
             sender=self._address,
             target=job.start.decode,
             deadline=job.start.deadline,
+            checksums=checksums,
         )
         self._outbox.add((job.key, sequence), TRANSFER, move, ctx.now())
         ctx.post(TRANSFER, move)

@@ -10,7 +10,7 @@ the ledger does not want any more is aborted again. So is an attempt of which a 
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from actors.context import Context
 from actors.gaps import Gaps
@@ -20,12 +20,16 @@ from actors.messages import (
     AbortGroup,
     Address,
     Admit,
+    AskDrain,
+    ChunkCorrupt,
     Completed,
     DecodeStarted,
     Delta,
     Disconnect,
     Drain,
+    DrainAnswer,
     Drained,
+    DrainWorker,
     ErrorInfo,
     Failed,
     FinishReason,
@@ -36,6 +40,7 @@ from actors.messages import (
     Preempted,
     PrefillStarted,
     Refused,
+    ResumeWorker,
     SampledToken,
     SchedulerReport,
     Status,
@@ -48,6 +53,8 @@ from actors.messages import (
 from actors.reconcile import Overdue, choice_keys
 from actors.recovery import RecoveryOptions
 from actors.tombstones import Tombstones
+from actors.worker_board import WorkerBoard
+from runtime.topology import Role
 
 TextStreamFactory = Callable[[tuple[str, ...], int], TextStream]
 """Makes the text stream of one choice from the request's stop strings and its `min_tokens`."""
@@ -62,15 +69,21 @@ OVERTAKEN_S = 10.0
 class GatewayActor:
     """See the module. `max_requests` bounds the ledger, and with it every message that can be under way."""
 
-    def __init__(self, make_text: TextStreamFactory, max_requests: int, recovery: RecoveryOptions) -> None:
+    def __init__(
+        self,
+        make_text: TextStreamFactory,
+        max_requests: int,
+        roles: Mapping[Address, Role],
+        recovery: RecoveryOptions,
+    ) -> None:
         self._make_text = make_text
         self._recovery = recovery
         self._max_requests = max_requests
         self.ledger = Ledger()
+        self.board = WorkerBoard(roles)
         self._deadlines: list[tuple[float, str]] = []
         self._drain_to: list[Address] = []
         self._draining = False
-        self._epochs: dict[Address, tuple[int, bool]] = {}
         self._gaps = Gaps()
         self._missing = Overdue()
         self._unwanted = Overdue()
@@ -112,11 +125,15 @@ class GatewayActor:
                 self._draining = True
                 self._drain_to.append(message.reply_to)
             case WorkerDown():
-                self._note_life(message.worker, message.epoch, up=False)
+                self.board.down(message.worker, message.epoch, message.reason, final=message.final)
             case WorkerUp():
-                self._note_life(message.inventory.worker, message.inventory.epoch, up=True)
+                self.board.up(message.inventory.worker, message.inventory.epoch)
             case GetStatus():
                 ctx.post(message.reply_to, self._status())
+            case AskDrain():
+                self._ask_drain(ctx, message)
+            case ChunkCorrupt():
+                self.board.corrupt(message.worker)
 
     # --- a request comes and goes
 
@@ -296,6 +313,8 @@ class GatewayActor:
     def _compare(self, ctx: Context, report: SchedulerReport) -> None:
         """Starts again what the scheduler has lost, and aborts again what it should not have any more."""
         held, now = choice_keys(report.held), ctx.now()
+        for order in self.board.corrections(report.draining, report.drained):
+            ctx.post(SCHEDULER, order)
         open_choices = {
             key.sibling(choice): key
             for record in self.ledger.requests.values()
@@ -348,14 +367,20 @@ class GatewayActor:
                 ctx.post(address, Drained())
             self._drain_to.clear()
 
-    def _note_life(self, worker: Address, epoch: int, *, up: bool) -> None:
-        """A life begins, goes on or has ended; what is said of earlier ones, or of one that has ended, is no news."""
-        if (epoch, not up) > self._epochs.get(worker, (0, False)):
-            self._epochs[worker] = (epoch, not up)
+    def _ask_drain(self, ctx: Context, asked: AskDrain) -> None:
+        """Decides from the board, answers at once, and tells the scheduler."""
+        order: DrainWorker | ResumeWorker
+        if asked.timeout_s is None:
+            error, order = self.board.resume(asked.worker), ResumeWorker(worker=asked.worker)
+        else:
+            deadline = ctx.now() + asked.timeout_s
+            error, order = self.board.drain(asked.worker, deadline), DrainWorker(worker=asked.worker, deadline=deadline)
+        if error is None:
+            ctx.post(SCHEDULER, order)
+        ctx.post(asked.reply_to, DrainAnswer(worker=self.board.status(asked.worker), error=error))
 
     def _status(self) -> Status:
-        down = tuple(sorted(worker for worker, (_, ended) in self._epochs.items() if ended))
-        return Status(running=len(self.ledger.requests), draining=self._draining, workers_down=down)
+        return Status(running=len(self.ledger.requests), draining=self._draining, workers_down=self.board.down_names())
 
 
 def _whole(request: str) -> Key:

@@ -22,6 +22,7 @@ SCHEDULER = Address("scheduler")
 TRANSFER = Address("transfer")
 
 FinishReason = Literal["stop", "length"]
+WorkerState = Literal["up", "down", "lost", "draining", "drained"]
 MailboxClass = Literal["control", "cancel", "token", "work"]
 
 
@@ -176,11 +177,14 @@ class AbortGroup(Message, frozen=True, kw_only=True):
 class SchedulerReport(Message, frozen=True, kw_only=True):
     """All groups that the scheduler has, queued or granted, told again and again.
 
-    `reads` counts how often it has found its inbox empty: what it does not have after that has not reached it.
+    Workers in `draining` get nothing new; of these, those in `drained` hold nothing any more. `reads` counts how often
+    it has found its inbox empty: what it does not have after that has not reached it.
     """
 
     held: tuple[Held, ...]
     reads: int
+    draining: tuple[Address, ...] = ()
+    drained: tuple[Address, ...] = ()
 
 
 # --- scheduler <-> workers
@@ -302,7 +306,10 @@ class Released(Message, frozen=True, kw_only=True):
 
 
 class MoveChunk(Message, frozen=True, kw_only=True):
-    """Move a staged chunk to the decode worker's slice. It stays the sender's until the decode worker acknowledges."""
+    """Move a staged chunk to the decode worker's slice. It stays the sender's until the decode worker acknowledges.
+
+    `checksums` are the chunk's, where they are to be compared behind the move.
+    """
 
     key: Key
     sequence: int
@@ -312,6 +319,7 @@ class MoveChunk(Message, frozen=True, kw_only=True):
     sender: Address
     target: Address
     deadline: float
+    checksums: tuple[int, ...] | None = None
 
 
 class KvChunkReady(Message, frozen=True, kw_only=True):
@@ -324,6 +332,7 @@ class KvChunkReady(Message, frozen=True, kw_only=True):
     handle: int
     sender: Address
     moved_at: float
+    checksums: tuple[int, ...] | None = None
 
 
 class ChunkAcked(Message, frozen=True, kw_only=True):
@@ -458,6 +467,59 @@ class WorkerUp(Message, frozen=True, kw_only=True):
     reads: int = 0
 
 
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker as operators see it; `reason` is one line where it is not simply up.
+
+    A worker that is down comes back, one that is lost does not. One that is draining gets nothing new, and is drained
+    once it holds nothing. `corrupt_chunks` counts what arrived there with another checksum than it had left with.
+    """
+
+    name: Address
+    role: Role
+    state: WorkerState
+    reason: str | None = None
+    corrupt_chunks: int = 0
+
+
+# --- operators -> gateway -> scheduler
+
+
+class DrainWorker(Message, frozen=True, kw_only=True):
+    """Give the worker nothing new; what still runs on it at `deadline` gets another attempt elsewhere."""
+
+    worker: Address
+    deadline: float
+
+
+class ResumeWorker(Message, frozen=True, kw_only=True):
+    """Give the worker work again."""
+
+    worker: Address
+
+
+class AskDrain(Message, frozen=True, kw_only=True):
+    """An operator wants a worker drained, or with None for a time resumed; answered with `DrainAnswer`."""
+
+    worker: Address
+    timeout_s: float | None
+    reply_to: Address
+
+
+class DrainAnswer(Message, frozen=True, kw_only=True):
+    """It has been ordered, unless there is an error; `worker` is as it is then, None where there is no such worker."""
+
+    worker: WorkerStatus | None
+    error: ErrorInfo | None = None
+
+
+class ChunkCorrupt(Message, frozen=True, kw_only=True):
+    """A chunk arrived at `worker` with another checksum than it had left with; its sender is told that it is lost."""
+
+    worker: Address
+    key: Key
+    sequence: int
+
+
 class GetStatus(Message, frozen=True, kw_only=True):
     """Ask the gateway for its counts; answered with `Status`."""
 
@@ -485,9 +547,21 @@ GatewayMessage = (
     | WorkerDown
     | WorkerUp
     | GetStatus
+    | AskDrain
+    | ChunkCorrupt
 )
 SchedulerMessage = (
-    Admit | AbortGroup | Reserved | ReserveRefused | Released | Inventory | PrefixesChanged | WorkerDown | WorkerUp
+    Admit
+    | AbortGroup
+    | Reserved
+    | ReserveRefused
+    | Released
+    | Inventory
+    | PrefixesChanged
+    | WorkerDown
+    | WorkerUp
+    | DrainWorker
+    | ResumeWorker
 )
 WorkerMessage = (
     Reserve
@@ -502,12 +576,13 @@ WorkerMessage = (
     | WorkerDown
 )
 TransferMessage = MoveChunk | Cancel | WorkerDown
-ClientMessage = Delta | Completed | Failed | Drained | Status
+ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
     Drain, Refused, SchedulerReport, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, ResendPrefixes,
     PrefillStarted, ChunkAcked, ChunkLost, StartAcked, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
+    DrainWorker, ResumeWorker, AskDrain, DrainAnswer, ChunkCorrupt,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)

@@ -1,10 +1,11 @@
 """The scheduler: admits or refuses at once, and gives each group a decode lease before its prefill starts.
 
-In: `Admit`, `AbortGroup` from the gateway; `Reserved`, `ReserveRefused`, `Released`, `Inventory`, `PrefixesChanged`,
-`WorkerUp` from workers; `WorkerDown` from the supervisor. Out: `Reserve`, `StartPrefill`, `Cancel`, `ResendPrefixes` to
-workers; `Refused`, `Preempted`, `SchedulerReport` to the gateway. Decode first: nobody prefills for a group whose pages
-are not promised, so nobody holds one thing and waits for another. The oldest waiting group goes first and is never
-overtaken; a recovered group keeps its request's age and so goes before newer ones.
+In: `Admit`, `AbortGroup`, `DrainWorker`, `ResumeWorker` from the gateway; `Reserved`, `ReserveRefused`, `Released`,
+`Inventory`, `PrefixesChanged`, `WorkerUp` from workers; `WorkerDown` from the supervisor. Out: `Reserve`,
+`StartPrefill`, `Cancel`, `ResendPrefixes` to workers; `Refused`, `Preempted`, `SchedulerReport` to the gateway. Decode
+first: nobody prefills for a group whose pages are not promised, so nobody holds one thing and waits for another. The
+oldest waiting group goes first and is never overtaken; a recovered group keeps its request's age and so goes before
+newer ones.
 
 Any message may be lost. Workers tell every so often what they hold, which is compared with the grants; the scheduler
 tells the gateway as often what it has. So it may die, too: the next one has nothing, and learns it from the workers.
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 import msgspec
 
 from actors.context import Context
+from actors.drains import Drains
 from actors.grants import BURIED_S, Grant, Grants
 from actors.messages import (
     GATEWAY,
@@ -23,6 +25,7 @@ from actors.messages import (
     Address,
     Admit,
     Cancel,
+    DrainWorker,
     ErrorInfo,
     Held,
     Inventory,
@@ -36,6 +39,7 @@ from actors.messages import (
     Reserve,
     Reserved,
     ReserveRefused,
+    ResumeWorker,
     SchedulerMessage,
     SchedulerReport,
     StartPrefill,
@@ -81,6 +85,7 @@ class SchedulerActor:
         self._tick_at = 0.0
         self.book = Grants(recovery.grace_s)
         self.workers: dict[Address, WorkerView] = {}
+        self.drains = Drains()
 
     @property
     def queue(self) -> list[Admit]:
@@ -132,6 +137,10 @@ class SchedulerActor:
                 self._worker_up(ctx, message)
             case WorkerDown():
                 self._worker_down(ctx, message)
+            case DrainWorker():
+                self.drains.order(message.worker, message.deadline, ctx.now())
+            case ResumeWorker():
+                self.drains.resume(message.worker)
 
     # --- admission
 
@@ -172,7 +181,7 @@ class SchedulerActor:
             reserve_tokens = self._waiting.reserve_tokens(admit)
             page_size = next(iter(self.workers.values())).page_size  # alike on all workers
             prefix = self._waiting.prefix(admit, page_size)
-            view = choose_decode(self.workers.values(), admit, reserve_tokens, prefix)
+            view = choose_decode(self._open(), admit, reserve_tokens, prefix)
             if view is None:
                 if self._refuse_too_large(ctx, admit):  # admitted before any worker was up
                     self.queue.pop(0)
@@ -199,9 +208,13 @@ class SchedulerActor:
         )
         ctx.post(grant.decode, reserve)
 
+    def _open(self) -> list[WorkerView]:
+        """Workers that are not being drained."""
+        return self.drains.open(self.workers.values())
+
     def _has_path(self) -> bool:
         """Whether some living worker decodes and some living worker prefills."""
-        return has_path(view.role for view in self.workers.values() if view.alive)
+        return has_path(view.role for view in self._open() if view.alive)
 
     def _refuse_all(self, ctx: Context) -> None:
         """Workers were lost for good and no path is left: nothing that waits can ever run."""
@@ -229,7 +242,7 @@ class SchedulerActor:
 
     def _start(self, ctx: Context, grant: Grant, admit: Admit, known_tokens: int, decode: WorkerView) -> None:
         """Lets a prefill worker begin."""
-        prefill = choose_prefill(self.workers.values(), decode, admit, grant.prefix)
+        prefill = choose_prefill(self._open(), decode, admit, grant.prefix)
         if prefill is None:
             self._take_back(ctx, grant, tuple(sorted(grant.open)), "no prefill worker is up")
             return
@@ -395,7 +408,11 @@ class SchedulerActor:
             self._take_back(ctx, grant, choices, f"{grant.decode} and {grant.prefill} do not have it")
         for worker, key in self.book.orphans(self.workers, now):
             ctx.post(worker, Cancel(key=key, choices=(key.choice,), deadline=now + BURIED_S, whole=True))
+        for grant in self.drains.look(self.grants.values(), self.workers, now):
+            self._take_back(ctx, grant, tuple(sorted(grant.open)), "its worker is drained and its time there is over")
         if not self._unheard:
             queued = tuple(Held(admit.key, admit.choices) for admit in self.queue)
             held = queued + tuple(grant.held for grant in self.grants.values())
-            ctx.post(GATEWAY, SchedulerReport(held=held, reads=self._reads))
+            drained = tuple(sorted(self.drains.drained))
+            report = SchedulerReport(held=held, reads=self._reads, draining=self.drains.workers, drained=drained)
+            ctx.post(GATEWAY, report)

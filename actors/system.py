@@ -8,16 +8,18 @@ from contextlib import asynccontextmanager
 import anyio
 
 from actors.client import ClientEvent, GenerateRequest
-from actors.gateway import TextStreamFactory
+from actors.gateway import GatewayActor, TextStreamFactory
 from actors.memory import Inbox, MemoryCarrier
 from actors.messages import (
     GATEWAY,
     SCHEDULER,
     Address,
+    AskDrain,
     Completed,
     Delta,
     Disconnect,
     Drain,
+    DrainAnswer,
     Drained,
     ErrorInfo,
     Failed,
@@ -26,6 +28,7 @@ from actors.messages import (
     Status,
     Submit,
     WorkerDown,
+    WorkerStatus,
 )
 from actors.placement import has_path
 from actors.supervisor import WorkerSupervisor
@@ -46,6 +49,7 @@ class System:
         self.specs = specs
         self.topology = topology
         self.failure: ErrorInfo | None = None
+        self._gateway = next(spec.actor for spec in specs if isinstance(spec.actor, GatewayActor))
         self._failed = anyio.Event()
         self._calls = itertools.count()
 
@@ -78,6 +82,24 @@ class System:
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new requests and waits for those in flight; False when the time was not enough."""
         return isinstance(await self._ask(lambda reply_to: Drain(reply_to=reply_to), timeout_s), Drained)
+
+    def workers(self) -> tuple[WorkerStatus, ...]:
+        """The workers' states as the gateway knows them, without asking anybody."""
+        return self._gateway.board.statuses()
+
+    async def drain_worker(self, worker: Address, timeout_s: float) -> DrainAnswer | None:
+        """Orders that the worker gets nothing new and what runs there after the time is moved."""
+        return await self._ask_drain(worker, timeout_s)
+
+    async def resume_worker(self, worker: Address) -> DrainAnswer | None:
+        """Takes a drain back."""
+        return await self._ask_drain(worker, None)
+
+    async def _ask_drain(self, worker: Address, timeout_s: float | None) -> DrainAnswer | None:
+        answer = await self._ask(
+            lambda reply_to: AskDrain(worker=worker, timeout_s=timeout_s, reply_to=reply_to), _STATUS_TIMEOUT_S
+        )
+        return answer if isinstance(answer, DrainAnswer) else None
 
     async def _ask(self, question: Callable[[Address], Message], timeout_s: float) -> Message | None:
         address = Address(f"client/ask-{next(self._calls)}")

@@ -23,7 +23,7 @@ from actors.messages import (
     TransferMessage,
     WorkerDown,
 )
-from runtime.engine import KvMover
+from runtime.engine import ChunkVanished, KvMover
 
 Pair = tuple[Address, Address]
 Name = tuple[Address, Key, int]
@@ -107,7 +107,8 @@ class TransferActor:
             moved = await ctx.run_engine(lane, lambda: self._mover.move(chunk, move.target), self._move_timeout_s)
         except (KeyError, EngineFailure, EngineTimeout) as error:
             self._known.discard(_name(move))
-            self._lost(ctx, move, f"{type(error).__name__}: {error}")
+            if not isinstance(error.__cause__, ChunkVanished):
+                self._lost(ctx, move, f"{type(error).__name__}: {error}")
             if isinstance(error, EngineTimeout):
                 await self._until_back(ctx, lane)
         else:
@@ -135,6 +136,7 @@ class TransferActor:
             handle=handle,
             sender=move.sender,
             moved_at=ctx.now(),
+            checksums=move.checksums,
         )
         if ctx.post(move.target, ready):
             self._made.pop(_name(move), None)

@@ -66,11 +66,12 @@ def wire(
     make_pool: MakePool = _plain_pool,
 ) -> list[ActorSpec]:
     """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages."""
+    roles = {Address(part.name): part.role for part in topology.slices}
     rows = sum(engine.spec.num_rows for engine in engines.values())
     max_requests = options.max_queued + rows
     room = _capacity(max_requests * min(options.max_choices, rows), len(topology.slices))
     names = [Address(part.name) for part in topology.slices]
-    gateway = GatewayActor(make_text, max_requests, options.recovery)
+    gateway = GatewayActor(make_text, max_requests, roles, options.recovery)
     scheduler = ActorSupervisor(lambda life: _scheduler(names, options), options.restart)
     specs = [ActorSpec(GATEWAY, gateway, room), ActorSpec(SCHEDULER, scheduler, room)]
     if not topology.named("mixed"):

@@ -15,6 +15,7 @@ device work up to turn t at most; they stay in quarantine until that turn has re
 import msgspec
 
 from actors.call_deadlines import CallDeadlines
+from actors.chunk_check import ChunkCheck
 from actors.context import Context
 from actors.decode import DecodePhase, Insert, Lease, finish_of
 from actors.deliveries import Deliveries
@@ -54,16 +55,20 @@ from actors.slice_calls import SliceCalls, size_of
 from actors.tombstones import Recent, Tombstones
 from actors.turn import Flight, Slot, Turn, enqueue
 from actors.turn_planner import TurnPlanner
-from runtime.engine import Engine, KvChunk, Sampled
+from runtime.engine import Engine, KvChunk, Sampled, StepHandle
 from runtime.pages import PagePool
 from runtime.topology import Role
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`staged_per_decode` is the staging credit per destination; `step_timeout_s` bounds every call on the slice."""
+    """`staged_per_decode` is the staging credit per destination; `step_timeout_s` bounds every call on the slice.
+
+    With `verify_kv` checksums of KV are compared before and behind its transfer.
+    """
 
     staged_per_decode: int = 4
     step_timeout_s: float = 600.0
+    verify_kv: bool = False
 
 
 class WorkerActor:
@@ -96,6 +101,7 @@ class WorkerActor:
         self._tombstones = Tombstones()
         self._leased, self._begun = Recent(), Recent()
         self._arrived: list[tuple[Insert, KvChunk]] = []
+        self._check = ChunkCheck(address, engine) if options.verify_kv else None
         self._flight: Flight | None = None
         self._turn = 0
         self._reports = WorkerReports(pool.index, epoch, self._inventory, self._holdings)
@@ -107,6 +113,8 @@ class WorkerActor:
             while True:
                 self._read_inbox(ctx)
                 self._sweep(ctx)
+                if self._check is not None:
+                    await self._verify(ctx, self._check)
                 turn = self._plan(ctx)
                 flight = await self._execute(ctx, turn) if turn is not None else None
                 landing, self._flight = self._flight, flight
@@ -245,10 +253,29 @@ class WorkerActor:
         chunk = ctx.arrays.take(message.handle)
         if not self.decode.wants(message):
             self._acknowledge(ctx, message)
-        elif chunk is not None:  # else it lay too long in the inbox: it is moved again
-            insert = self.decode.place(message)
-            assert insert is not None
-            self._arrived.append((insert, chunk))
+        elif chunk is None:
+            return  # it lay too long in the inbox: it is moved again
+        elif self._check is not None:
+            self._check.add(message, chunk)
+        else:
+            self._place(message, chunk)
+
+    def _place(self, message: KvChunkReady, chunk: KvChunk) -> None:
+        insert = self.decode.place(message)
+        assert insert is not None
+        self._arrived.append((insert, chunk))
+
+    async def _verify(self, ctx: Context, check: ChunkCheck) -> None:
+        """Places what has arrived as it had left; what has changed on its way is moved again."""
+        if not check.waiting:
+            return
+        for message, chunk in await self._slice.call(ctx, ("checksum", len(check.waiting)), check.compare):
+            if chunk is None:
+                check.report(ctx, message)
+            elif self.decode.wants(message):
+                self._place(message, chunk)
+            else:
+                self._acknowledge(ctx, message)
 
     def _acknowledge(self, ctx: Context, ready: KvChunkReady) -> None:
         ctx.post(ready.sender, ChunkAcked(key=ready.key, sequence=ready.sequence, worker=self.address))
@@ -290,20 +317,28 @@ class WorkerActor:
     async def _execute(self, ctx: Context, turn: Turn) -> Flight | None:
         arrived = [chunk for _, chunk in self._arrived]
         size = size_of(turn, self.decode)
-        handle, gathered = await self._slice.call(ctx, ("enqueue", size), lambda: enqueue(self._engine, turn, arrived))
+        handle, gathered = await self._slice.call(ctx, ("enqueue", size), lambda: self._enqueue(turn, arrived))
         self._turn += 1
         self._arrived.clear()
         self._tell_started(ctx, turn)
         for insert in turn.inserts:
             self._acknowledge(ctx, insert.ready)
-        for (planned, _), kv in zip(turn.gathers, gathered, strict=True):
-            self.deliveries.move(ctx, planned, ctx.arrays.put(kv))
+        for (planned, _), (kv, checksums) in zip(turn.gathers, gathered, strict=True):
+            self.deliveries.move(ctx, planned, ctx.arrays.put(kv), checksums)
         finished = self._end_jobs(turn)
         if handle is None:
             return None
         trailing = bool(turn.gathers or turn.copies)
         cached = tuple((chunk.job.key, chunk.job.cached) for chunk in turn.chunks if chunk.last)
         return Flight(handle, turn.slots, finished, self._turn - trailing, cached, size)
+
+    def _enqueue(
+        self, turn: Turn, arrived: list[KvChunk]
+    ) -> tuple[StepHandle | None, list[tuple[KvChunk, tuple[int, ...] | None]]]:
+        """On the slice's thread. Checksums are waited for: a chunk leaves with them."""
+        handle, gathered = enqueue(self._engine, turn, arrived)
+        take = self._engine.checksum if self._check is not None else lambda chunk: None
+        return handle, [(chunk, take(chunk)) for chunk in gathered]
 
     def _tell_started(self, ctx: Context, turn: Turn) -> None:
         for job in [chunk.job for chunk in turn.chunks if not chunk.job.told]:

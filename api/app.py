@@ -18,11 +18,13 @@ from starlette.routing import Route
 
 from actors.client import EngineClient
 from actors.messages import ErrorInfo
+from api.admin import Admin, admin_routes
 from api.chat import ChatAnswer, prepare_chat
 from api.completions import CompletionAnswer, prepare_completion
 from api.edge import Edge
 from api.errors import error_body, from_request_error
 from api.generate import GenerateEndpoint
+from api.health import health_body
 from api.model import ApiSettings, Readiness, ServedModel
 from api.models import model_entry, model_list
 from api.validate import check_model
@@ -35,8 +37,9 @@ def create_app(
     client: EngineClient,
     readiness: Callable[[], Readiness],
     settings: ApiSettings | None = None,
+    admin: Admin | None = None,
 ) -> Starlette:
-    """The HTTP surface of one served model."""
+    """The HTTP surface of one served model; with `admin`, the operator's as well."""
     settings = settings or ApiSettings()
     limiter = anyio.CapacityLimiter(settings.tokenizer_threads)
     chat = GenerateEndpoint(model, client, readiness, settings, limiter, prepare_chat, ChatAnswer)
@@ -51,8 +54,7 @@ def create_app(
 
     async def health(request: Request) -> Response:
         state = readiness()
-        content = {"status": state.state} | ({"detail": state.detail} if state.detail else {})
-        return json_response(content, status=200 if state.state == "ready" else 503)
+        return json_response(health_body(state), status=200 if state.is_well else 503)
 
     async def version(request: Request) -> Response:
         return json_response({"version": __version__, "engine": model.engine})
@@ -65,6 +67,7 @@ def create_app(
             Route("/v1/models/{name:path}", get_model),
             Route("/health", health),
             Route("/version", version),
+            *(admin_routes(admin) if admin is not None else []),
         ],
         middleware=[Middleware(Edge, api_keys=settings.api_keys)],
         exception_handlers={HTTPException: _http_error, RequestError: _request_error},

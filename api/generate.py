@@ -49,7 +49,7 @@ class GenerateEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
         state = self._readiness()
-        if state.state != "ready":
+        if not state.is_open:
             await send_error(send, _not_ready(state))
             return
         try:

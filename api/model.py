@@ -9,12 +9,13 @@ from typing import Literal
 
 import msgspec
 
+from actors.messages import WorkerStatus
 from runtime import __version__
 from runtime.model_config import GenerationDefaults
 from runtime.settings import REAL_ENGINE
 from runtime.tokens import Tokenizer
 
-ServerState = Literal["starting", "ready", "draining"]
+ServerState = Literal["starting", "ready", "degraded", "draining"]
 
 
 def draw_os_seed() -> int:
@@ -62,10 +63,25 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests are taken now; `detail` is one line for a person."""
+    """How the server is now; `detail` is one line for a person.
+
+    Requests are taken when it is ready or degraded, unless `takes_requests` says otherwise.
+    """
 
     state: ServerState
     detail: str | None = None
+    workers: tuple[WorkerStatus, ...] = ()
+    takes_requests: bool | None = None
+
+    @property
+    def is_well(self) -> bool:
+        """Whether `/health` answers 200."""
+        return self.state in ("ready", "degraded")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return self.is_well if self.takes_requests is None else self.takes_requests
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):

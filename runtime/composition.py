@@ -16,8 +16,15 @@ from starlette.types import ASGIApp
 from actors.messages import ErrorInfo
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
+from actors.worker import WorkerOptions
+from api.admin import Admin
 from api.app import create_app
+from api.health import readiness_of
 from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
+from runtime.chaos.campaign import Chaos
+from runtime.chaos.engine import ChaosEngine
+from runtime.chaos.mover import ChaosMover, Corrupt
+from runtime.chaos.spec import SpecError
 from runtime.cli.console import Report
 from runtime.devices import check_fits, choose_platform, find_devices
 from runtime.emulated.draws import Draws, drawable_ids
@@ -25,7 +32,8 @@ from runtime.emulated.engine import EmulatedEngine
 from runtime.emulated.mover import EmulatedMover
 from runtime.emulated.setup import Emulation
 from runtime.emulated.timeline import Clock
-from runtime.engine import Engine, KvMover
+from runtime.engine import Engine, KvChunk, KvMover
+from runtime.errors import UsageError
 from runtime.folder_code import model_code, tokenizer_code
 from runtime.plan import Plan
 from runtime.settings import Settings
@@ -42,19 +50,50 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Tokenizer
     engines: Mapping[str, Engine]
     mover: KvMover
+    chaos: Chaos | None = None
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A running server: its HTTP application, how to drain it (False when time ran out), and a wait for its failure."""
+    """A running server: its HTTP application, how to drain it (False when time ran out), and a wait for its failure.
+
+    `begin_chaos` begins what `--chaos` orders, if it does.
+    """
 
     app: ASGIApp
     drain: Callable[[float], Awaitable[bool]]
     until_failure: Callable[[], Awaitable[ErrorInfo]]
+    begin_chaos: Callable[[], None]
 
 
 def load(plan: Plan, report: Report) -> Loaded:
     """Builds and warms one engine per slice. Raises UsageError."""
-    return _load_jax(plan, report) if plan.emulation is None else _load_emulated(plan, plan.emulation, report)
+    loaded = _load_jax(plan, report) if plan.emulation is None else _load_emulated(plan, plan.emulation, report)
+    return _with_chaos(loaded, report) if plan.settings.allows_chaos else loaded
+
+
+def _with_chaos(loaded: Loaded, report: Report) -> Loaded:
+    """Engines and mover that fail on order; nothing is ordered yet, unless by --chaos. Raises UsageError."""
+    settings, emulated = loaded.plan.settings, loaded.plan.emulation is not None
+    chaos = Chaos(loaded.topology, settings.random_seed, verifies_kv=settings.verify_kv, has_kv=not emulated)
+    if settings.chaos is not None:
+        try:
+            chaos.check(settings.chaos)
+        except SpecError as error:
+            raise UsageError(f"--chaos {error}") from error
+        report.line(f"CHAOS IS ON, from the first request on: {settings.chaos}", style="bold red")
+    engines = {name: ChaosEngine(name, engine, chaos) for name, engine in loaded.engines.items()}
+    mover = ChaosMover(loaded.mover, chaos, _leave_alone if emulated else _flip_bit())
+    return msgspec.structs.replace(loaded, engines=engines, mover=mover, chaos=chaos)
+
+
+def _flip_bit() -> Corrupt:
+    from runtime.chaos.corrupt import corrupt
+
+    return corrupt
+
+
+def _leave_alone(chunk: KvChunk, draw_below: Callable[[int], int]) -> KvChunk:
+    return chunk
 
 
 def _load_jax(plan: Plan, report: Report) -> Loaded:
@@ -108,12 +147,28 @@ async def service(loaded: Loaded) -> AsyncIterator[Service]:
         max_queued=settings.max_queued_requests,
         decode_reserve_tokens=settings.decode_reserve_tokens,
         prefix_cache=not settings.disable_radix_cache,
+        worker=WorkerOptions(verify_kv=settings.verify_kv),
     )
     make_text = partial(TextStream, loaded.tokenizer)
     async with running_system(loaded.engines, loaded.topology, loaded.mover, make_text, options) as system:
         gate = _Gate(system)
-        app = create_app(_served_model(loaded), system.client, gate.readiness, _api_settings(settings))
-        yield Service(app=app, drain=gate.drain, until_failure=system.until_failure)
+        app = create_app(
+            _served_model(loaded), system.client, gate.readiness, _api_settings(settings), _admin(loaded, system)
+        )
+        yield Service(
+            app=app, drain=gate.drain, until_failure=system.until_failure, begin_chaos=partial(_begin_chaos, loaded)
+        )
+
+
+def _admin(loaded: Loaded, system: System) -> Admin | None:
+    key = loaded.plan.settings.admin_key
+    return None if key is None else Admin(key=key, client=system, workers=system.workers, chaos=loaded.chaos)
+
+
+def _begin_chaos(loaded: Loaded) -> None:
+    spec = loaded.plan.settings.chaos
+    if loaded.chaos is not None and spec is not None:
+        loaded.chaos.begin(spec)
 
 
 class _Gate:
@@ -126,7 +181,7 @@ class _Gate:
     def readiness(self) -> Readiness:
         if self._system.failure is not None:
             return Readiness(state="draining", detail=self._system.failure.message)
-        return Readiness(state="draining" if self._draining else "ready")
+        return Readiness(state="draining") if self._draining else readiness_of(self._system.workers())
 
     async def drain(self, timeout_s: float) -> bool:
         self._draining = True

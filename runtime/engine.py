@@ -147,6 +147,14 @@ class Engine(Protocol):
         """Enqueues writing page `source[i]` of the chunk to pool page `pages[i]`; the chunk lives on this slice."""
         ...
 
+    def checksum(self, chunk: KvChunk) -> tuple[int, ...]:
+        """Blocks until the chunk is complete; one number for each of its pages and each kv head of the model.
+
+        They are the same on every slice that holds the chunk, however its heads lie on the devices. Only with
+        `--verify-kv`.
+        """
+        ...
+
     def wait(self) -> int:
         """Blocks until all enqueued work is done; returns the highest fence handed out so far."""
         ...
@@ -156,11 +164,18 @@ class Engine(Protocol):
         ...
 
 
+class ChunkVanished(Exception):
+    """The mover stands for a way on which chunks vanish: this one will not arrive, and nobody is to be told."""
+
+
 class KvMover(Protocol):
     """Moves a chunk onto another engine's slice; runs in the transfer actor's threads."""
 
     def move(self, chunk: KvChunk, target: str) -> KvChunk:
-        """Returns the chunk on slice `target`, after the copy is done. The source chunk is left alone."""
+        """Returns the chunk on slice `target`, after the copy is done. The source chunk is left alone.
+
+        Raises ChunkVanished, or whatever made the copy fail.
+        """
         ...
 
 

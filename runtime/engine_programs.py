@@ -18,6 +18,7 @@ from runtime.buckets import ACCELERATOR, CPU, Buckets, plan_buckets
 from runtime.device_state import DeviceRows, RowWriter, empty_device_rows
 from runtime.engine import EngineSpec
 from runtime.kv_cache import PoolShape, empty_pool, pool_shape
+from runtime.kv_checksum import checksum_program
 from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 from runtime.placement import CHUNK_SPEC, EVERYWHERE, POOL_SPEC, Placement, shape_of, shaped, struct
@@ -32,7 +33,8 @@ INIT = Key("init")
 class EngineParts(NamedTuple):
     """What the programs of one engine are made from; gathered pages come in `fragments` arrays.
 
-    `kernels` computes all that touches the pool; `params` may be shapes with shardings.
+    `kernels` computes all that touches the pool; `params` may be shapes with shardings; `checksums` adds programs that
+    take those of chunks.
     """
 
     spec: EngineSpec
@@ -43,6 +45,7 @@ class EngineParts(NamedTuple):
     buckets: Buckets
     fragments: int
     kernels: Implementation = "xla"
+    checksums: bool = False
 
     def chunk(self, num_pages: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """That many gathered pages."""
@@ -88,6 +91,7 @@ def engine_parts(
     kernels: Implementation = "xla",
     attention: AttentionOps | None = None,
     chunk_heads: int | None = None,
+    checksums: bool = False,
 ) -> EngineParts:
     """The parts of an engine for a slice; see `runtime.jax_engine.JaxEngine`. The devices may be there only to compile
     for, and `params` only shapes.
@@ -112,6 +116,7 @@ def engine_parts(
         buckets=buckets,
         fragments=local_heads // (chunk_heads or local_heads),
         kernels=kernels,
+        checksums=checksums,
     )
 
 
@@ -160,6 +165,8 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
         add(Key("gather", size), gather, (pool, ints(size)), (), placement.chunk)
     for size in buckets.insert:
         add(Key("insert", size), insert, (pool, parts.chunk(size), ints(2, size)), (0,), pooled)
+    for size in sorted({*buckets.gather, *buckets.insert}) if parts.checksums else ():
+        add(Key("checksum", size), checksum_program(placement), (parts.chunk(size),), (), placement.pool)
     return programs
 
 

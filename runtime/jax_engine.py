@@ -32,6 +32,8 @@ from runtime.engine import (
     StepHandle,
 )
 from runtime.engine_programs import INIT, build_programs, engine_parts, step_key
+from runtime.kv_checksum import by_model_head
+from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 from runtime.placement import Placement
 from runtime.programs import Key, Programs, Progress
@@ -90,7 +92,8 @@ class JaxEngine:
 
     `chunk_heads` is how many kv heads of a device travel together (`runtime.kv_reshard`): by default all of them, and
     less where slices of unequal TP exchange chunks. `kernels` is the implementation of everything that touches the
-    pool (`runtime.attention_backend`); `attention` replaces what it computes attention with, for benchmarks.
+    pool (`runtime.attention_backend`); `attention` replaces what it computes attention with, for benchmarks. With
+    `checksums` there are programs for `checksum`, which is refused without.
 
     The constructor makes the empty state; `warm_up` makes the programs. Without it each compiles at its first use.
     """
@@ -107,6 +110,7 @@ class JaxEngine:
         kernels: Implementation = "xla",
         attention: AttentionOps | None = None,
         chunk_heads: int | None = None,
+        checksums: bool = False,
     ) -> None:
         self._spec = spec
         self._params = params
@@ -120,7 +124,9 @@ class JaxEngine:
             kernels=kernels,
             attention=attention,
             chunk_heads=chunk_heads,
+            checksums=checksums,
         )
+        self._kv_heads = KvHeads(model.num_kv_heads, self._parts.placement.tp)
         self._placement, self._buckets = self._parts.placement, self._parts.buckets
         is_bounded = devices[0].platform == "cpu" and self._placement.shared_mesh is not None
         self._depth = _Depth(MAX_PROGRAMS_IN_FLIGHT if is_bounded else None)
@@ -229,6 +235,12 @@ class JaxEngine:
             self._pool = program(self._pool, arrays, self._placement.put(index))
         self._fence += 1
 
+    def checksum(self, chunk: KvChunk) -> tuple[int, ...]:
+        """Blocks until the chunk is complete; one number for each of its pages and each kv head of the model."""
+        arrays = cast(tuple[jax.Array, ...], chunk)
+        sums = self._programs[Key("checksum", arrays[0].shape[1])](arrays)
+        return by_model_head([np.asarray(part) for part in sums], self._kv_heads)
+
     def wait(self) -> int:
         """Blocks until all enqueued work is done; returns the highest fence handed out so far."""
         compat.block_until_ready((self._pool, self._rows, self._last_chunk))
@@ -313,7 +325,10 @@ class JaxEngine:
             self.gather([SENTINEL_PAGE] * bucket)
         for bucket in buckets.insert[:most]:
             zeros = tuple(np.zeros(part.shape, part.dtype) for part in self._parts.chunk(bucket))
-            self.insert(KvChunk(jax.device_put(zeros, self._placement.chunk)), [0] * bucket, [SENTINEL_PAGE] * bucket)
+            chunk = KvChunk(jax.device_put(zeros, self._placement.chunk))
+            self.insert(chunk, [0] * bucket, [SENTINEL_PAGE] * bucket)
+            if self._parts.checksums:
+                self.checksum(chunk)
 
 
 def _any_wanted(wanted: Sequence[int | None]) -> bool:

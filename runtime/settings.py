@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from runtime.chaos.spec import SpecError, parse_chaos
 from runtime.errors import UsageError
 from runtime.topology import Topology, parse_topology
 
@@ -71,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    admin_key: str | None = None
     page_size: int | None = None
     num_pages: int | None = None
     chunked_prefill_size: int | None = None
@@ -86,6 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
+    verify_kv: bool = False
+    chaos: str | None = None
     log_level: str = "warning"
 
     def __post_init__(self) -> None:
@@ -94,11 +98,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.revision is not None and self.model is None:
             raise UsageError(f"--revision {self.revision!r} without --model: allowed: with a hub id ORG/NAME")
         self.parsed_topology()
+        check_chaos(self.chaos)
         if self.table_file is None and self.emulation_stretch != 1:
             raise UsageError(
                 f"--emulation-stretch {self.emulation_stretch:g} with --engine {self.engine}: "
                 f"allowed: with --engine {EMULATED_PREFIX}FILE"
             )
+
+    @property
+    def allows_chaos(self) -> bool:
+        """Whether failures may be ordered, now or later."""
+        return self.chaos is not None or self.admin_key is not None
 
     @property
     def table_file(self) -> str | None:
@@ -134,6 +144,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def parsed_topology(self) -> Topology | None:
         """The topology that was asked for, or None when none was."""
         return None if self.topology is None else parse_topology(self.topology, self.tp_size)
+
+
+def check_chaos(spec: str | None) -> None:
+    """Whether failures are ordered in the right words; which workers there are is known only later."""
+    try:
+        if spec is not None:
+            parse_chaos(spec)
+    except SpecError as error:
+        raise UsageError(f"--chaos {error}") from error
 
 
 def check_chunk(chunk_tokens: int, page_size: int) -> None:

@@ -67,6 +67,7 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
                 use_sort=self.plan.settings.use_sort_for_toppk_minp,
                 kernels=self._kernels(len(part.devices))[0],
                 chunk_heads=chunk_heads,
+                checksums=self.plan.settings.verify_kv,
             )
             for part in self.topology.slices
         }

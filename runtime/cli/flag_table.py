@@ -1,7 +1,7 @@
 """The flags of `runtime up`: one row each, in the order of the help. Everything that lists flags reads this."""
 
 from runtime.cli.flag import Flag
-from runtime.cli.values import integer, keys, number, one_of, power_of_two, switch, text
+from runtime.cli.values import integer, key, keys, number, one_of, power_of_two, switch, text
 from runtime.settings import DEMO_NAME, MAX_PAGE_SIZE, MIN_PAGE_SIZE, WHOLE_CONTEXT
 
 _MANY = 1 << 24
@@ -152,6 +152,12 @@ SERVER = (
         effect="key that clients must send as a bearer token; can be repeated, a file takes a list",
     ),
     Flag(
+        names=("--admin-key",), field="admin_key", group="server", metavar="KEY", value=key(), is_secret=True,
+        default="none: there are no admin routes",
+        effect="serve /admin (docs/reliability.md) to clients on this machine that send KEY as a bearer token; @FILE"
+        " reads KEY from a file",
+    ),
+    Flag(
         names=("--max-queued-requests",), field="max_queued_requests", group="server", metavar="N",
         value=integer(1, _MANY, unit="requests"), effect="requests that may wait; more get a 429",
     ),
@@ -171,6 +177,16 @@ SERVER = (
         names=("--skip-server-warmup",), field="skip_server_warmup", group="server", value=switch(),
         effect="serve without first sending one request through the whole path; programs are compiled before the first"
         " request all the same",
+    ),
+    Flag(
+        names=("--verify-kv",), field="verify_kv", group="server", value=switch(),
+        effect="compare checksums of KV before and behind its transfer and send again what arrives changed; costs the"
+        " overlap of steps with the host's work",
+    ),
+    Flag(
+        names=("--chaos",), field="chaos", group="server", metavar="SPEC",
+        value=text("failures as in docs/reliability.md"), default="none",
+        effect="fail on purpose, for game days: decode.0:crash@step=50,transfer:drop=0.01; drawn from --random-seed",
     ),
     Flag(
         names=("--log-level",), field="log_level", group="server", metavar="LEVEL",

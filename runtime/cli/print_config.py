@@ -91,11 +91,15 @@ def _of_model(settings: Settings, emulation: Emulation | None) -> dict[str, _Kno
     }
 
 
+def _held(secret: str | tuple[str, ...]) -> str:
+    return "given, not shown" if isinstance(secret, str) else f"{len(secret)}, not shown"
+
+
 def _line(flag: Flag, known: dict[str, _Known]) -> str:
     assert flag.field is not None
     found = known.get(flag.field) or _Known(field_default(flag.field), "default")
     if flag.is_secret:
-        held = f"{len(found.value)}, not shown" if found.value else flag.default_text
+        held = _held(found.value) if found.value else flag.default_text
         return _with_origin(f"# {flag.key}: {held}", found.origin)
     if found.value is None:
         return _with_origin(f"# {flag.key}: {flag.default_text}", found.origin)

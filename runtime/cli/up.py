@@ -21,6 +21,7 @@ import msgspec
 from starlette.types import ASGIApp
 
 from runtime import composition
+from runtime.admin_key import read_admin_key
 from runtime.cli.console import Report
 from runtime.cli.server import Front, HttpServer, address_of, bind
 from runtime.cli.signals import StopSignal, leave, leave_after
@@ -38,6 +39,7 @@ def up(settings: Settings) -> int:
     started = time.monotonic()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     report = Report()
+    settings = msgspec.structs.replace(settings, admin_key=read_admin_key(settings.admin_key))
     try:
         plan = make_plan(settings, report.line)
     except KeyboardInterrupt:  # a download's threads would otherwise be waited for
@@ -105,6 +107,7 @@ async def _live(
             gc.collect()
             gc.freeze()
             greeting.say(report, loaded)
+            service.begin_chaos()
             failure = await _until_stop_or_failure(service, stop)
         limit_s = _EXIT_GRACE_S + (settings.drain_timeout_s if failure is None else 0)
         safety_net = leave_after(limit_s, 1, f"runtime up: not stopped after {limit_s:g} s; ending the process")

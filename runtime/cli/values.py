@@ -87,6 +87,14 @@ def keys() -> Value:
     return Value(allowed=f"{allowed}; in a file also a list", text=lambda given: (one.text(given),), toml=from_toml)
 
 
+def key() -> Value:
+    """One key, or `@FILE`: a file that holds it, so that no list of processes shows it."""
+    allowed = "printable ASCII characters without blanks, or @FILE with them in it"
+    return _words(
+        allowed, lambda given: "\0" not in given and (given[1:].strip() if given[:1] == "@" else _KEY.fullmatch(given))
+    )
+
+
 def switch() -> Value:
     """On when the flag is there; true or false in a file."""
 
@@ -111,7 +119,7 @@ def _whole(allowed: str, holds: Callable[[int], bool]) -> Value:
     return Value(allowed=allowed, text=from_text, toml=from_toml)
 
 
-def _words(allowed: str, holds: Callable[[str], bool]) -> Value:
+def _words(allowed: str, holds: Callable[[str], object]) -> Value:
     def check(given: Any) -> str:
         return given if isinstance(given, str) and holds(given) else _refuse()
 

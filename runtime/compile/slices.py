@@ -84,6 +84,7 @@ class _Planned(NamedTuple):
             use_sort=settings.use_sort_for_toppk_minp,
             kernels=self.kernels,
             chunk_heads=chunk_heads_of(config.num_kv_heads, _widths(request.topology)),
+            checksums=settings.verify_kv,
         )
 
 

@@ -69,8 +69,10 @@ class EngineShelf:
         num_pages: int = 1025,
         num_rows: int = 16,
         kernels: Implementation = "xla",
+        checksums: bool = False,
     ) -> None:
         self._kernels = kernels
+        self._checksums = checksums
         self.config = msgspec.structs.replace(load_model_config(folder), dtype=dtype)
         self._folder = folder
         self._made: dict[tuple[str, int, int], JaxEngine] = {}
@@ -106,6 +108,7 @@ class EngineShelf:
                 devices=devices,
                 kernels=self._kernels,
                 chunk_heads=chunk_heads,
+                checksums=self._checksums,
             )
         return self._made[key]
 
@@ -200,7 +203,7 @@ def compare(
             assert len(a.tokens) == len(b.tokens), request.request
             verdict.equal += 1
             continue
-        margin, cut = _margins(reference, request, a.tokens[:first], a.tokens[first], b.tokens[first])
+        margin, cut = margins(reference, request, a.tokens[:first], a.tokens[first], b.tokens[first])
         note = (
             f"{request.request} at {first}: {a.tokens[first]} or {b.tokens[first]}, {margin:.2e} apart, cut {cut:.2e}"
         )
@@ -208,8 +211,8 @@ def compare(
     return verdict
 
 
-def _margins(
-    reference: ReferenceModel, request: GenerateRequest, prefix: list[int], first: int, second: int
+def margins(
+    reference: ReferenceModel, request: GenerateRequest, prefix: list[int], first: int, second: int, choice: int = 0
 ) -> tuple[float, float]:
     """How far the two tokens' (perturbed) scores are apart, and how near the nearer one is to the top-p cut."""
     params = request.params
@@ -218,7 +221,7 @@ def _margins(
         return abs(logits[first] - logits[second]), np.inf
     scaled = logits / params.temperature
     seed = np.array([[params.seed & 0xFFFFFFFF, params.seed >> 32 & 0xFFFFFFFF]], np.uint32)
-    key = row_keys(jnp.asarray(seed), jnp.zeros(1, jnp.int32), jnp.full(1, len(prefix), jnp.int32))
+    key = row_keys(jnp.asarray(seed), jnp.full(1, choice, jnp.int32), jnp.full(1, len(prefix), jnp.int32))
     noise = np.asarray(gumbel(key, len(logits)), np.float64)[0]
     perturbed = abs((scaled + noise)[first] - (scaled + noise)[second])
     probabilities = np.exp(scaled - scaled.max())

@@ -70,13 +70,16 @@ def make_engine(
     tp: int = 1,
     kernels: Implementation = "xla",
     chunk_heads: int | None = None,
+    checksums: bool = False,
     **sizes: int,
 ) -> JaxEngine:
     """An engine on `tp` virtual devices from `device` on. Programs compile when used unless the test warms it up."""
     devices = jax.devices()[device : device + tp]
     spec = msgspec.structs.replace(SPEC, **sizes)
     params = split_params(random_params(model), model, Placement(devices))
-    return JaxEngine(model, params, spec, role=role, devices=devices, kernels=kernels, chunk_heads=chunk_heads)
+    return JaxEngine(
+        model, params, spec, role=role, devices=devices, kernels=kernels, chunk_heads=chunk_heads, checksums=checksums
+    )
 
 
 def split_params(params: Params, model: ModelConfig, placement: Placement) -> Params:

@@ -54,6 +54,11 @@ def test_without_flags_the_platform_and_the_model_decide() -> None:
     assert (made.spec.page_size, made.spec.chunk_tokens, made.spec.num_rows) == (16, 256, 32)
     assert made.spec.max_context_tokens == 4096
     assert (made.model.dtype, made.options["use_sort"]) == ("bfloat16", False)
+    assert made.options["checksums"] is False
+
+
+def test_checksums_are_made_on_demand() -> None:
+    assert engine("--verify-kv").options["checksums"] is True
 
 
 @pytest.mark.parametrize(

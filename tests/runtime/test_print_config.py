@@ -67,10 +67,11 @@ def test_what_is_printed_is_a_file_with_the_same_settings(tmp_path: Path) -> Non
 
 
 def test_keys_are_counted_and_never_printed() -> None:
-    text = printed("--api-key", "hush-hush", "--api-key", "dear")
+    text = printed("--api-key", "hush-hush", "--api-key", "dear", "--admin-key", "hush-a-bye")
     assert "hush" not in text
     assert "dear" not in text
     assert "# api-key: 2, not shown" in text
+    assert "# admin-key: given, not shown" in text
     assert origin(text, "api-key") == "flag --api-key"
 
 

@@ -29,6 +29,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "emulation-stretch": ("1", 1.0),
     "mem-fraction-static": ("0.5", 0.5),
     "api-key": ("secret", ("secret",)),
+    "chaos": ("decode.0:crash@step=5", "decode.0:crash@step=5"),
     "log-level": ("error", "error"),
 } | dict.fromkeys(WHOLE_NUMBERS.split(), ("64", 64))
 """What the command line says and what becomes of it; a text for every other flag."""
@@ -148,6 +149,8 @@ def test_tp_size_is_the_width_of_roles_that_name_none(line: str, topology: str) 
         ("--engine emulated:", "--engine 'emulated:': allowed: jax, emulated:FILE"),
         ("--emulation-stretch 0", "--emulation-stretch '0': allowed: a number above 0"),
         ("--emulation-stretch 2", "--emulation-stretch 2 with --engine jax: allowed: with --engine emulated:FILE"),
+        ("--admin-key=", "--admin-key: allowed: printable ASCII characters without blanks, or @FILE"),
+        ("--chaos decode.0:crash", "--chaos 'decode.0:crash': allowed: crash@step=N or crash@chunk=N"),
         ("--topology=", "--topology '': allowed: prefill=P[xTP],decode=D[xTP] or mixed=N[xTP]"),
         ("--topology both=1", "--topology 'both=1': 'both=1' is not ROLE=COUNT[xTP]; allowed: prefill=P"),
         ("--tp-size 0", "--tp-size '0': allowed: a whole number of devices from 1 to 1024"),

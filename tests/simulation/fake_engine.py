@@ -150,6 +150,12 @@ class FakeEngine:
 
         self._enqueue(run)
 
+    def checksum(self, chunk: KvChunk) -> tuple[int, ...]:
+        assert isinstance(chunk, FakeChunk)
+        chunk.engine.run_to(chunk.fence)
+        assert chunk.contents is not None
+        return tuple(fingerprint([slot.prefix if slot else 0 for slot in page]) for page in chunk.contents)
+
     def wait(self) -> int:
         self.run_to(self._fence)
         return self._fence
