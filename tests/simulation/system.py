@@ -69,7 +69,8 @@ class SimSystem:
         if workload.disturbed:
             self.attempts.forgiven_until = lambda: self.quiet_at + RECOVERED_S
         self.timings = TimingWatch(lambda: self.carrier.loop.now)
-        self.timings.exact = not workload.faults
+        if workload.faults:
+            self.timings.exact = False
         self.carrier.observers += [
             self.reuse.observe,
             self._check_deaths,
