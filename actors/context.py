@@ -47,6 +47,10 @@ class ArrayTable:
         """The object, or KeyError when it was dropped."""
         return self._objects[handle]
 
+    def take(self, handle: int) -> Any:
+        """Takes the object out, or gives None when it is not there (any more)."""
+        return self._objects.pop(handle, None)
+
     def drop(self, handle: int) -> None:
         """Forgets the object; dropping twice is harmless."""
         self._objects.pop(handle, None)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from actors.leases import lease_pages
-from actors.messages import FinishReason, Key, KvChunkReady, Reserve, StartDecode
+from actors.messages import FinishReason, Held, Key, KvChunkReady, Reserve, StartDecode
 from runtime.engine import EngineSpec, PageWrite, RowState
 from runtime.pages import PagePool
 from runtime.prefix_cache import PrefixChain, extend
@@ -157,11 +157,18 @@ class DecodePhase:
         lease.cached_tokens = len(matched) * page
         lease.covered = [(0, lease.cached_tokens)]
 
+    def wants(self, ready: KvChunkReady) -> bool:
+        """Whether somebody waits for the chunk, and nothing of it is there already."""
+        lease = self.leases.get(ready.key)
+        return lease is not None and all(
+            ready.token_end <= begin or end <= ready.token_start for begin, end in lease.covered
+        )
+
     def place(self, ready: KvChunkReady) -> Insert | None:
         """Where an arrived chunk goes; None when nobody waits for it (any more)."""
-        lease = self.leases.get(ready.key)
-        if lease is None or (ready.token_start, ready.token_end) in lease.covered:
+        if not self.wants(ready):
             return None
+        lease = self.leases[ready.key]
         page = self._spec.page_size
         first = ready.token_start // page
         source, pages = list[int](), list[int]()
@@ -184,13 +191,15 @@ class DecodePhase:
     def start(self, message: StartDecode, fence: int) -> tuple[int, ...]:
         """Notes that prefill is done with the group; returns the choices that end here because prefill ended them."""
         lease = self.leases.get(message.key)
-        if lease is None:
+        if lease is None or lease.start is not None:
             return ()
         lease.start = message
         going_on = {choice for choice, _ in message.starts} - lease.dropped
+        ended = tuple(choice for choice in lease.reserve.choices if choice not in going_on)
+        lease.dropped.update(ended)
         if not going_on:
             self.drop(lease, fence)
-        return tuple(choice for choice in lease.reserve.choices if choice not in going_on)
+        return ended
 
     def begin_covered(self, fence: int) -> list[RowState]:
         """Turns leases whose KV is complete into sequences; choices that ended in prefill give up their part."""
@@ -324,6 +333,26 @@ class DecodePhase:
         parent = prefix.digests[-1] if prefix.digests else prefix.root
         digests = extend(parent, sequence.tokens[known * page : full * page], page)
         self._pool.register(sequence.pages[known : known + len(digests)], digests)
+
+    def group(self, key: Key) -> tuple[int, ...]:
+        """Choices of the group that are held, as a lease or as sequences."""
+        lease = self.leases.get(key)
+        waiting = [choice for choice in lease.reserve.choices if choice not in lease.dropped] if lease else []
+        running = [sequence.key.choice for sequence in self.sequences.values() if sequence.group == key]
+        return tuple(sorted({*waiting, *running}))
+
+    def held(self) -> tuple[tuple[Held, ...], tuple[Held, ...]]:
+        """Groups that have not begun, and those that run."""
+        running = dict[Key, list[int]]()
+        for sequence in self.sequences.values():
+            running.setdefault(sequence.group, []).append(sequence.key.choice)
+        return (
+            tuple(
+                Held(key, tuple(choice for choice in lease.reserve.choices if choice not in lease.dropped))
+                for key, lease in self.leases.items()
+            ),
+            tuple(Held(key, tuple(sorted(choices))) for key, choices in running.items()),
+        )
 
     def cancel(self, key: Key, choices: tuple[int, ...], fence: int) -> None:
         """Drops choices of a group, as a lease or as sequences."""

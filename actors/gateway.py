@@ -1,14 +1,19 @@
 """The gateway: owner of the ledger, the only actor that clients see and the only one that raises an attempt.
 
-In: `Submit`, `Disconnect`, `Drain` from clients; `Refused` from the scheduler; `PrefillStarted`, `DecodeStarted`,
-`TokensSampled`, `Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and exactly one terminal
-event to each client. It never waits for anybody but its inbox: a client that does not keep up loses its own stream.
+In: `Submit`, `Disconnect`, `Drain` from clients; `Refused`, `SchedulerReport` from the scheduler; `PrefillStarted`,
+`DecodeStarted`, `TokensSampled`, `Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and
+exactly one terminal event to each client. It never waits for anybody but its inbox: a client that does not keep up
+loses its own stream.
+
+What the scheduler reports is compared with the ledger: what it does not have any more starts another attempt, and what
+the ledger does not want any more is aborted again. So is an attempt of which a token was lost on its way here.
 """
 
 import heapq
 from collections.abc import Callable
 
 from actors.context import Context
+from actors.gaps import Gaps
 from actors.ledger import ChoiceRecord, Ledger, RequestRecord, TextStream
 from actors.messages import (
     SCHEDULER,
@@ -32,6 +37,7 @@ from actors.messages import (
     PrefillStarted,
     Refused,
     SampledToken,
+    SchedulerReport,
     Status,
     Submit,
     TokenRecord,
@@ -39,6 +45,8 @@ from actors.messages import (
     WorkerDown,
     WorkerUp,
 )
+from actors.reconcile import Overdue, choice_keys
+from actors.recovery import RecoveryOptions
 from actors.tombstones import Tombstones
 
 TextStreamFactory = Callable[[tuple[str, ...], int], TextStream]
@@ -54,14 +62,18 @@ OVERTAKEN_S = 10.0
 class GatewayActor:
     """See the module. `max_requests` bounds the ledger, and with it every message that can be under way."""
 
-    def __init__(self, make_text: TextStreamFactory, max_requests: int) -> None:
+    def __init__(self, make_text: TextStreamFactory, max_requests: int, recovery: RecoveryOptions) -> None:
         self._make_text = make_text
+        self._recovery = recovery
         self._max_requests = max_requests
         self.ledger = Ledger()
         self._deadlines: list[tuple[float, str]] = []
         self._drain_to: list[Address] = []
         self._draining = False
-        self._down: set[str] = set()
+        self._epochs: dict[Address, tuple[int, bool]] = {}
+        self._gaps = Gaps()
+        self._missing = Overdue()
+        self._unwanted = Overdue()
         self._gone = Tombstones()
 
     async def run(self, ctx: Context) -> None:
@@ -71,6 +83,7 @@ class GatewayActor:
             if message is not None:
                 self._handle(ctx, message)
             self._expire(ctx)
+            self._leave_gaps(ctx)
             self._report_drained(ctx)
 
     def _handle(self, ctx: Context, message: Message) -> None:
@@ -79,6 +92,8 @@ class GatewayActor:
             case Submit():
                 self._submit(ctx, message)
             case TokensSampled():
+                for key, cached_tokens in message.cached:
+                    self._note_cached(key, cached_tokens)
                 for sampled in message.tokens:
                     self._token(ctx, sampled)
             case PrefillStarted():
@@ -89,15 +104,17 @@ class GatewayActor:
                 self._retry(ctx, message.key, message.choices)
             case Refused():
                 self._refused(ctx, message)
+            case SchedulerReport():
+                self._compare(ctx, message)
             case Disconnect():
                 self._disconnect(ctx, message.request)
             case Drain():
                 self._draining = True
                 self._drain_to.append(message.reply_to)
             case WorkerDown():
-                self._down.add(message.worker)
+                self._note_life(message.worker, message.epoch, up=False)
             case WorkerUp():
-                self._down.discard(message.inventory.worker)
+                self._note_life(message.inventory.worker, message.inventory.epoch, up=True)
             case GetStatus():
                 ctx.post(message.reply_to, self._status())
 
@@ -110,7 +127,7 @@ class GatewayActor:
         self._abort(ctx, request)
 
     def _submit(self, ctx: Context, submit: Submit) -> None:
-        if not self._gone.alive(_whole(submit.request), (0,)):
+        if not self._gone.alive(_whole(submit.request), (0,)) or submit.request in self.ledger.requests:
             return
         refusal = self._refusal()
         if refusal is not None:
@@ -163,7 +180,7 @@ class GatewayActor:
                 request=submit.request,
                 prompt_tokens=len(submit.prompt),
                 completion_tokens=record.completion_tokens,
-                cached_tokens=record.cached_tokens,
+                cached_tokens=record.cached_tokens or 0,
                 timings=tuple(choice.clock.times() for choice in record.choices),
             ),
         )
@@ -188,12 +205,9 @@ class GatewayActor:
     # --- starts and tokens
 
     def _prefill_started(self, message: PrefillStarted) -> None:
+        self._note_cached(message.key, message.cached_tokens)
         record = self.ledger.requests.get(message.key.request)
-        if record is None:
-            return
-        if message.key.attempt == 1:
-            record.cached_tokens = message.cached_tokens
-        for choice in record.running(message.key):
+        for choice in record.running(message.key) if record is not None else ():
             choice.clock.prefill_started(message.worker, message.at, local=message.decode == message.worker)
 
     def _decode_started(self, message: DecodeStarted) -> None:
@@ -201,6 +215,12 @@ class GatewayActor:
         for choice in record.running(message.key) if record is not None else ():
             if choice.choice in message.choices:
                 choice.clock.decode_started(message.worker, message.kv_at, message.at)
+
+    def _note_cached(self, key: Key, cached_tokens: int) -> None:
+        """What the first prefill that was heard of had found cached; one that brings tokens along is not the first."""
+        record = self.ledger.requests.get(key.request)
+        if record is not None and record.cached_tokens is None and not record.choices[key.choice].accepted:
+            record.cached_tokens = cached_tokens
 
     def _token(self, ctx: Context, sampled: SampledToken) -> None:
         record = self.ledger.requests.get(sampled.key.request)
@@ -212,6 +232,7 @@ class GatewayActor:
             self._deliver(ctx, record, choice, accepted)
             if record.submit.request not in self.ledger.requests:
                 return
+        self._gaps.note((choice.request, choice.choice), len(choice.accepted), bool(choice.parked), ctx.now())
         if record.finished:
             self._complete(ctx, record)
         elif choice.is_stuck:
@@ -272,10 +293,36 @@ class GatewayActor:
         if choice.group == message.key and choice.finish is None:
             self._fail(ctx, record, message.error)
 
+    def _compare(self, ctx: Context, report: SchedulerReport) -> None:
+        """Starts again what the scheduler has lost, and aborts again what it should not have any more."""
+        held, now = choice_keys(report.held), ctx.now()
+        open_choices = {
+            key.sibling(choice): key
+            for record in self.ledger.requests.values()
+            for key, choices in record.open_groups().items()
+            for choice in choices
+        }
+        missing = {key: report.reads for key in open_choices if key not in held}
+        for key in self._missing.note(missing, now, self._recovery.grace_s):
+            self._retry(ctx, open_choices[key], (key.choice,))
+        unwanted = {key: report.reads for key in held if key not in open_choices}
+        for key in self._unwanted.note(unwanted, now, self._recovery.heartbeat_s / 2):
+            ctx.post(SCHEDULER, AbortGroup(key=held[key], choices=(key.choice,), deadline=now + STRAY_TIMEOUT_S))
+
+    def _leave_gaps(self, ctx: Context) -> None:
+        """A token that later ones have overtaken by so much is lost."""
+        for request, index in self._gaps.take_overdue(ctx.now(), self._recovery.gap_timeout_s):
+            record = self.ledger.requests.get(request)
+            if record is not None and record.choices[index].parked:
+                self._retry(ctx, record.choices[index].group, (index,))
+
     # --- time
 
     def _until_deadline(self, now: float) -> float | None:
-        return max(0.0, self._deadlines[0][0] - now) if self._deadlines else None
+        gap = self._gaps.oldest()
+        times = [self._deadlines[0][0]] if self._deadlines else []
+        times += [gap + self._recovery.gap_timeout_s] if gap is not None else []
+        return max(0.0, min(times) - now) if times else None
 
     def _expire(self, ctx: Context) -> None:
         """Fails requests past their deadline. Progress moves deadlines, so each is looked at again when due."""
@@ -301,10 +348,14 @@ class GatewayActor:
                 ctx.post(address, Drained())
             self._drain_to.clear()
 
+    def _note_life(self, worker: Address, epoch: int, *, up: bool) -> None:
+        """A life begins, goes on or has ended; what is said of earlier ones, or of one that has ended, is no news."""
+        if (epoch, not up) > self._epochs.get(worker, (0, False)):
+            self._epochs[worker] = (epoch, not up)
+
     def _status(self) -> Status:
-        return Status(
-            running=len(self.ledger.requests), draining=self._draining, workers_down=tuple(sorted(self._down))
-        )
+        down = tuple(sorted(worker for worker, (_, ended) in self._epochs.items() if ended))
+        return Status(running=len(self.ledger.requests), draining=self._draining, workers_down=down)
 
 
 def _whole(request: str) -> Key:

@@ -91,7 +91,7 @@ class RequestRecord:
         self.choices = choices
         self.submitted = now
         self.progressed = now
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
 
     @property
     def deadline(self) -> float:

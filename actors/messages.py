@@ -41,6 +41,13 @@ class Key(msgspec.Struct, frozen=True, order=True, array_like=True):
         return Key(self.request, choice, self.attempt)
 
 
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """Choices of a group that somebody has."""
+
+    key: Key
+    choices: tuple[int, ...]
+
+
 class TokenRecord(msgspec.Struct, frozen=True, array_like=True):
     """One accepted token with its logprob record; `top` is (token id, logprob), best first."""
 
@@ -166,15 +173,27 @@ class AbortGroup(Message, frozen=True, kw_only=True):
     deadline: float
 
 
+class SchedulerReport(Message, frozen=True, kw_only=True):
+    """All groups that the scheduler has, queued or granted, told again and again.
+
+    `reads` counts how often it has found its inbox empty: what it does not have after that has not reached it.
+    """
+
+    held: tuple[Held, ...]
+    reads: int
+
+
 # --- scheduler <-> workers
 
 
 class Reserve(Message, frozen=True, kw_only=True):
     """Lease pages and rows for a group: its prompt's pages once, a tail and `reserve_tokens` more for each choice.
 
-    Pages of `prefix` that the worker has cached are pinned instead of leased anew; None uses and fills no cache.
+    Pages of `prefix` that the worker has cached are pinned instead of leased anew; None uses and fills no cache. It is
+    for the worker's life `epoch` alone.
     """
 
+    epoch: int
     key: Key
     choices: tuple[int, ...]
     order: int
@@ -188,10 +207,13 @@ class Reserve(Message, frozen=True, kw_only=True):
 class Inventory(Message, frozen=True, kw_only=True):
     """A worker's own page and row accounting: the truth that the scheduler's view is rebuilt from.
 
-    `available_pages` are those that a lease could take: free ones, and cached ones that nobody uses.
+    `epoch` counts the worker's lives and `version` its inventories within one: what is older than the newest is not
+    news. `available_pages` are those that a lease could take: free ones, and cached ones that nobody uses.
     """
 
     worker: Address
+    epoch: int
+    version: int
     available_pages: int
     free_rows: int
     num_groups: int
@@ -199,11 +221,21 @@ class Inventory(Message, frozen=True, kw_only=True):
 
 
 class PrefixesChanged(Message, frozen=True, kw_only=True):
-    """Prefixes that the worker has come to hold, and those that it holds no more; by these requests are routed."""
+    """Prefixes that the worker has come to hold, and those that it holds no more; by these requests are routed.
+
+    `version` counts these messages within an epoch. `whole` tells that `added` is everything, whatever was told before.
+    """
 
     worker: Address
+    epoch: int
+    version: int
     added: tuple[Digest, ...]
     removed: tuple[Digest, ...]
+    whole: bool = False
+
+
+class ResendPrefixes(Message, frozen=True, kw_only=True):
+    """The scheduler has missed some of the worker's prefixes: it is to tell all of them."""
 
 
 class Reserved(Message, frozen=True, kw_only=True):
@@ -215,18 +247,24 @@ class Reserved(Message, frozen=True, kw_only=True):
 
 
 class ReserveRefused(Message, frozen=True, kw_only=True):
-    """Not enough pages or rows now; try again when the inventory has grown."""
+    """Not enough pages or rows now; try again when the inventory has grown.
+
+    Choices in `cancelled` it will refuse for good: they have ended there, or were cancelled.
+    """
 
     key: Key
+    cancelled: tuple[int, ...] = ()
     inventory: Inventory
 
 
 class StartPrefill(Message, frozen=True, kw_only=True):
     """Prefill the group's tokens for the decode worker that holds its lease, skipping `cached_tokens` of transfer.
 
-    What the prefill worker itself has cached of `prefix` it need not compute.
+    What the prefill worker itself has cached of `prefix` it need not compute. It is for the worker's life `epoch`.
+    `decode_epoch` is the life of the decode worker that granted the lease; after it there is nobody to prefill for.
     """
 
+    epoch: int
     key: Key
     choices: tuple[int, ...]
     order: int
@@ -236,6 +274,7 @@ class StartPrefill(Message, frozen=True, kw_only=True):
     prefix: PrefixChain | None = None
     params: SamplingParams
     decode: Address
+    decode_epoch: int
     deadline: float
 
 
@@ -321,6 +360,13 @@ class StartDecode(Message, frozen=True, kw_only=True):
     deadline: float
 
 
+class StartAcked(Message, frozen=True, kw_only=True):
+    """The decode worker has the `StartDecode`, or nobody wants the group any more: it need not be sent again."""
+
+    key: Key
+    worker: Address
+
+
 # --- workers -> gateway
 
 
@@ -361,10 +407,14 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokensSampled(Message, frozen=True, kw_only=True):
-    """All tokens of one step of one worker."""
+    """All tokens of one step of one worker.
+
+    `cached` repeats what `PrefillStarted` told of the groups whose prefill this step has ended.
+    """
 
     worker: Address
     tokens: tuple[SampledToken, ...]
+    cached: tuple[tuple[Key, int], ...] = ()
 
 
 class Preempted(Message, frozen=True, kw_only=True):
@@ -380,21 +430,32 @@ class Preempted(Message, frozen=True, kw_only=True):
 
 
 class WorkerDown(Message, frozen=True, kw_only=True):
-    """A worker died; whatever it held is gone. `final` when it is not coming back."""
+    """This life of a worker has ended; whatever it held is gone. `final` when the worker is not coming back."""
 
     worker: Address
+    epoch: int
     reason: str
     final: bool = False
 
 
 class WorkerUp(Message, frozen=True, kw_only=True):
-    """A worker runs (again) with an empty pool."""
+    """A worker runs: said when it begins, with an empty pool, and again and again while it lives.
+
+    `leases` have not begun, `running` are sequences; `prefills` are groups of which it has a job, a chunk that was not
+    acknowledged or a hand-over that was not. `prefixes_version` is that of its last `PrefixesChanged`. `reads` counts
+    how often it has read its inbox to the end.
+    """
 
     inventory: Inventory
     role: Role
     page_size: int
     usable_pages: int
     num_rows: int
+    leases: tuple[Held, ...] = ()
+    running: tuple[Held, ...] = ()
+    prefills: tuple[Key, ...] = ()
+    prefixes_version: int = 0
+    reads: int = 0
 
 
 class GetStatus(Message, frozen=True, kw_only=True):
@@ -416,6 +477,7 @@ GatewayMessage = (
     | Disconnect
     | Drain
     | Refused
+    | SchedulerReport
     | PrefillStarted
     | DecodeStarted
     | TokensSampled
@@ -427,14 +489,25 @@ GatewayMessage = (
 SchedulerMessage = (
     Admit | AbortGroup | Reserved | ReserveRefused | Released | Inventory | PrefixesChanged | WorkerDown | WorkerUp
 )
-WorkerMessage = Reserve | StartPrefill | Cancel | KvChunkReady | ChunkAcked | ChunkLost | StartDecode | WorkerDown
+WorkerMessage = (
+    Reserve
+    | StartPrefill
+    | Cancel
+    | ResendPrefixes
+    | KvChunkReady
+    | ChunkAcked
+    | ChunkLost
+    | StartDecode
+    | StartAcked
+    | WorkerDown
+)
 TransferMessage = MoveChunk | Cancel | WorkerDown
 ClientMessage = Delta | Completed | Failed | Drained | Status
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
-    Drain, Refused, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, PrefillStarted, ChunkAcked,
-    ChunkLost, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
+    Drain, Refused, SchedulerReport, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, ResendPrefixes,
+    PrefillStarted, ChunkAcked, ChunkLost, StartAcked, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)

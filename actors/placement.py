@@ -10,29 +10,53 @@ from collections import deque
 from collections.abc import Iterable
 
 from actors.leases import lease_pages
-from actors.messages import Address, Admit, Inventory, Key, WorkerUp
+from actors.messages import Address, Admit, Inventory, Key, PrefixesChanged, WorkerUp
+from actors.reconcile import choice_keys
 from runtime.prefix_cache import Digest, PrefixChain, count_leading
 from runtime.topology import Role
 
 
 class WorkerView:
-    """One worker as its last inventory describes it, with the reservations that it has not answered yet."""
+    """One life of a worker as its reports describe it, with the reservations that it has not answered yet.
 
-    def __init__(self, up: WorkerUp) -> None:
+    `heard` is when it last told what it holds: choices in `held`, groups that have not begun in `leases`, and groups
+    that it prefills in `prefills`, after it had read its inbox `reads` times.
+    """
+
+    def __init__(self, up: WorkerUp, now: float) -> None:
         self.address: Address = up.inventory.worker
         self.role = up.role
         self.page_size = up.page_size
         self.usable_pages = up.usable_pages
         self.num_rows = up.num_rows
+        self.epoch = up.inventory.epoch
         self.inventory = up.inventory
         self.alive = True
         self.pending: dict[Key, tuple[int, int]] = {}
         self.prefill_tokens = 0
         self.prefixes: set[Digest] = set()
+        self.prefixes_version = 0
         self.refused: set[Key] = set()
+        self.report(up, now)
+
+    def report(self, up: WorkerUp, now: float) -> None:
+        """Takes over what the worker holds."""
+        self.heard = now
+        self.alive = True
+        self.held = choice_keys((*up.leases, *up.running))
+        self.leases = {held.key for held in up.leases}
+        self.prefills = set(up.prefills)
+        self.reads = up.reads
+        self.prefixes_known = up.prefixes_version == self.prefixes_version
+
+    def is_news(self, inventory: Inventory) -> bool:
+        """Whether this is of the same life and newer than what is known."""
+        return inventory.epoch == self.epoch and inventory.version > self.inventory.version
 
     def update(self, inventory: Inventory) -> None:
-        """Takes the worker's word."""
+        """Takes the worker's word, if it is news."""
+        if not self.is_news(inventory):
+            return
         self.inventory = inventory
         self.prefill_tokens = inventory.queued_prefill_tokens
         self.refused.clear()
@@ -42,10 +66,18 @@ class WorkerView:
         self.update(inventory)
         self.refused.add(key)
 
-    def change_prefixes(self, added: Iterable[Digest], removed: Iterable[Digest]) -> None:
-        """Follows the worker's index of cached prefixes."""
-        self.prefixes.difference_update(removed)
-        self.prefixes.update(added)
+    def change_prefixes(self, message: PrefixesChanged) -> None:
+        """Follows the worker's index of cached prefixes; changes to a state that was missed are left alone."""
+        if message.epoch != self.epoch:
+            return
+        if message.whole and message.version >= self.prefixes_version:
+            self.prefixes = set(message.added)
+        elif message.version == self.prefixes_version + 1:
+            self.prefixes.difference_update(message.removed)
+            self.prefixes.update(message.added)
+        else:
+            return
+        self.prefixes_version = message.version
 
     @property
     def available_pages(self) -> int:

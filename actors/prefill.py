@@ -21,6 +21,7 @@ class Staged(msgspec.Struct, frozen=True):
 
     handle: int
     decode: Address
+    decode_epoch: int
     choices: tuple[int, ...]
     deadline: float
 
@@ -211,7 +212,9 @@ class PrefillPhase:
         """Takes a credit for the gathered chunk; returns its sequence number within the job."""
         job = chunk.job
         sequence, job.next_sequence = job.next_sequence, job.next_sequence + 1
-        self.staged[job.key, sequence] = Staged(handle, job.start.decode, tuple(job.choices), job.start.deadline)
+        start = job.start
+        staged = Staged(handle, start.decode, start.decode_epoch, tuple(job.choices), start.deadline)
+        self.staged[job.key, sequence] = staged
         self._used[job.start.decode] += 1
         return sequence
 
@@ -222,10 +225,10 @@ class PrefillPhase:
             self._used[staged.decode] -= 1
         return staged
 
-    def forget_decode(self, decode: Address, drop: Callable[[int], None]) -> None:
-        """The decode worker died: it will acknowledge nothing."""
+    def forget_decode(self, decode: Address, epoch: int, drop: Callable[[int], None]) -> None:
+        """The decode worker died with that epoch: it will acknowledge nothing that was meant for it."""
         for (key, sequence), staged in list(self.staged.items()):
-            if staged.decode == decode:
+            if staged.decode == decode and staged.decode_epoch <= epoch:
                 self.unstage(key, sequence)
                 drop(staged.handle)
 

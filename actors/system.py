@@ -90,7 +90,7 @@ class System:
             self.carrier.close(address)
 
     async def run(self, spec: ActorSpec) -> None:
-        """Runs one actor. A worker's supervisor may give up; any other actor's end is the system's."""
+        """Runs one actor. A worker's supervisor may give up; any other end is the system's."""
         try:
             await self.carrier.run_actor(spec.address, spec.actor)
             reason = "returned"
@@ -98,14 +98,14 @@ class System:
             logger.exception("%s failed", spec.address)
             reason = "; ".join(str(error) for error in errors.exceptions)
         if isinstance(spec.actor, WorkerSupervisor):
-            self._give_up(spec.address, reason)
+            self._give_up(spec.address, spec.actor.epoch, reason)
         else:
             self.fail(ErrorInfo(status=500, message=f"{spec.address} failed: {reason}", code="internal_error"))
 
-    def _give_up(self, worker: Address, reason: str) -> None:
+    def _give_up(self, worker: Address, epoch: int, reason: str) -> None:
         """A worker is not coming back. Without a path from prompt to answer, neither is the system."""
         self.carrier.bury(worker)
-        down = WorkerDown(worker=worker, reason=reason, final=True)
+        down = WorkerDown(worker=worker, epoch=epoch, reason=reason, final=True)
         for address in (GATEWAY, SCHEDULER):
             self.carrier.post(address, down)
         alive = [part for part in self.topology.slices if part.name in self.carrier.inboxes]

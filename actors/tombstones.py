@@ -1,8 +1,11 @@
-"""What was cancelled, remembered at least until its deadline, so that a start that arrives late makes no zombie."""
+"""What was cancelled or has ended, remembered for a while, so that a message that arrives late makes no zombie."""
+
+from collections import OrderedDict
 
 from actors.messages import Key
 
 _SWEEP_AT = 256
+_RECENT = 4096
 
 
 class Tombstones:
@@ -26,3 +29,19 @@ class Tombstones:
 
     def __len__(self) -> int:
         return len(self._until)
+
+
+class Recent:
+    """The last keys that were entered, so that a command that comes twice is obeyed once."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[Key, None] = OrderedDict()
+
+    def add(self, key: Key) -> None:
+        """Enters a key, and forgets the oldest one when there are many."""
+        self._keys[key] = None
+        if len(self._keys) > _RECENT:
+            self._keys.popitem(last=False)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._keys

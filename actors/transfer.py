@@ -1,12 +1,14 @@
 """The transfer actor: moves staged chunks from prefill slices to decode slices, at most two at a time per pair.
 
 In: `MoveChunk` from prefill workers, `Cancel` from the scheduler. Out: `KvChunkReady` to decode workers, `ChunkLost`
-back to the sender. A chunk belongs to its sender until the decode worker acknowledges it; what this actor makes, the
-copy on the target slice, belongs to whoever gets the `KvChunkReady`. It never reorders the chunks of a pair on purpose,
-but promises no order: coverage is checked where they are inserted.
+back to the sender. A chunk belongs to its sender until the decode worker acknowledges it, so this actor may forget or
+die: what is not acknowledged is sent again. What it makes, the copy on the target slice, lies in the array table until
+the decode worker takes it, and is dropped when nobody has for a while. It never reorders the chunks of a pair on
+purpose, but promises no order: coverage is checked where they are inserted.
 """
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 
 from actors.context import Context, EngineFailure, EngineTimeout
@@ -14,6 +16,7 @@ from actors.messages import (
     Address,
     Cancel,
     ChunkLost,
+    Key,
     KvChunkReady,
     Message,
     MoveChunk,
@@ -28,32 +31,53 @@ MOVES_PER_PAIR = 2
 
 
 class TransferActor:
-    """See the module. Each pair of slices has lanes of its own, so a slow pair delays no other."""
+    """See the module. Each pair of slices has lanes of its own, so a slow pair delays no other.
 
-    def __init__(self, mover: KvMover, move_timeout_s: float = 120.0) -> None:
+    A copy that nobody takes is dropped after `untaken_s`.
+    """
+
+    def __init__(self, mover: KvMover, untaken_s: float, move_timeout_s: float = 120.0) -> None:
         self._mover = mover
+        self._untaken_s = untaken_s
         self._move_timeout_s = move_timeout_s
         self.waiting: dict[Pair, deque[MoveChunk]] = {}
         self._idle_lanes: dict[Pair, list[str]] = {}
+        self._known: set[tuple[Address, Key, int]] = set()
+        self._made: deque[tuple[float, int]] = deque()
+        self._ended = False
 
     async def run(self, ctx: Context) -> None:
         """Handles messages until cancelled; moves run in child tasks."""
-        while True:
-            message = await ctx.receive()
-            if message is not None:
-                self._handle(ctx, message)
+        try:
+            while True:
+                message = await ctx.receive(max(0.0, self._made[0][0] - ctx.now()) if self._made else None)
+                if message is not None:
+                    self._handle(ctx, message)
+                while self._made and self._made[0][0] <= ctx.now():
+                    ctx.arrays.drop(self._made.popleft()[1])
+        finally:
+            self._ended = True
+            for _, handle in self._made:
+                ctx.arrays.drop(handle)
 
     def _handle(self, ctx: Context, message: Message) -> None:
         assert isinstance(message, TransferMessage), message
         match message:
             case MoveChunk():
-                pair = (message.sender, message.target)
-                self.waiting.setdefault(pair, deque()).append(message)
-                self._start_moves(ctx, pair)
+                self._enter(ctx, message)
             case Cancel():
-                self._cancel(ctx, message)
+                self._cancel(message)
             case WorkerDown():
-                self._drop_pairs(ctx, message.worker)
+                self._drop_pairs(message.worker)
+
+    def _enter(self, ctx: Context, move: MoveChunk) -> None:
+        """Takes a chunk in, unless it waits or is under way already."""
+        if _name(move) in self._known:
+            return
+        self._known.add(_name(move))
+        pair = (move.sender, move.target)
+        self.waiting.setdefault(pair, deque()).append(move)
+        self._start_moves(ctx, pair)
 
     def _start_moves(self, ctx: Context, pair: Pair) -> None:
         lanes = self._idle_lanes.setdefault(
@@ -69,11 +93,25 @@ class TransferActor:
             chunk = ctx.arrays.get(move.handle)
             moved = await ctx.run_engine(lane, lambda: self._mover.move(chunk, move.target), self._move_timeout_s)
         except (KeyError, EngineFailure, EngineTimeout) as error:
+            self._known.discard(_name(move))
             self._lost(ctx, move, f"{type(error).__name__}: {error}")
+            if isinstance(error, EngineTimeout):
+                await self._until_back(ctx, lane)
         else:
+            self._known.discard(_name(move))
+            if self._ended:
+                return
             self._ready(ctx, move, ctx.arrays.put(moved))
         self._idle_lanes[pair].append(lane)
         self._start_moves(ctx, pair)
+
+    async def _until_back(self, ctx: Context, lane: str) -> None:
+        """Waits until the call that hangs in the lane has returned: whatever is given to it until then waits, too."""
+        while not self._ended:
+            try:
+                return await ctx.run_engine(lane, lambda: None, self._move_timeout_s)
+            except EngineTimeout:
+                pass
 
     def _ready(self, ctx: Context, move: MoveChunk, handle: int) -> None:
         ready = KvChunkReady(
@@ -85,25 +123,30 @@ class TransferActor:
             sender=move.sender,
             moved_at=ctx.now(),
         )
-        if not ctx.post(move.target, ready):
+        if ctx.post(move.target, ready):
+            self._made.append((ctx.now() + self._untaken_s, handle))
+        else:
             ctx.arrays.drop(handle)
             self._lost(ctx, move, f"{move.target} takes no chunks")
 
     def _lost(self, ctx: Context, move: MoveChunk, reason: str) -> None:
         ctx.post(move.sender, ChunkLost(key=move.key, sequence=move.sequence, worker=move.target, reason=reason))
 
-    def _cancel(self, ctx: Context, message: Cancel) -> None:
-        """Gives back what waits for a group that nobody wants any more; moves under way arrive unwanted."""
-        if not message.whole:
-            return
-        for queue in self.waiting.values():
-            for move in [move for move in queue if move.key == message.key]:
-                queue.remove(move)
-                self._lost(ctx, move, "cancelled")
+    def _cancel(self, message: Cancel) -> None:
+        """Forgets what waits for a group that nobody wants any more; moves under way arrive unwanted."""
+        if message.whole:
+            self._forget(lambda move: move.key == message.key)
 
-    def _drop_pairs(self, ctx: Context, worker: Address) -> None:
-        for pair, queue in self.waiting.items():
-            if worker in pair:
-                for move in queue:
-                    self._lost(ctx, move, f"{worker} is down")
-                queue.clear()
+    def _drop_pairs(self, worker: Address) -> None:
+        self._forget(lambda move: worker in (move.sender, move.target))
+
+    def _forget(self, is_unwanted: Callable[[MoveChunk], bool]) -> None:
+        """What waits is its sender's, who hears of cancels and deaths as well, or will send it again."""
+        for queue in self.waiting.values():
+            for move in [move for move in queue if is_unwanted(move)]:
+                queue.remove(move)
+                self._known.discard(_name(move))
+
+
+def _name(move: MoveChunk) -> tuple[Address, Key, int]:
+    return move.sender, move.key, move.sequence

@@ -33,12 +33,17 @@ class Turn(msgspec.Struct, kw_only=True):
 
 
 class Flight(msgspec.Struct, frozen=True):
-    """A dispatched step that the host has not read. All device work up to turn `retires` is done when it is fetched."""
+    """A dispatched step that the host has not read. All device work up to turn `retires` is done when it is fetched.
+
+    `cached` tells what prefills that it ends had found cached; `size` is the class of steps that take as long.
+    """
 
     handle: StepHandle
     slots: tuple[Slot, ...]
     finished_jobs: tuple[PrefillJob, ...]
     retires: int
+    cached: tuple[tuple[Key, int], ...]
+    size: tuple[int, ...]
 
 
 def enqueue(engine: Engine, turn: Turn, arrived: list[KvChunk]) -> tuple[StepHandle | None, list[KvChunk]]:

@@ -9,11 +9,13 @@ from functools import partial
 
 import msgspec
 
+from actors.call_deadlines import CallDeadlines
 from actors.context import Actor
 from actors.gateway import GatewayActor, TextStreamFactory
 from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, MailboxClass
+from actors.recovery import RecoveryOptions
 from actors.scheduler import SchedulerActor
-from actors.supervisor import RestartPolicy, WorkerSupervisor
+from actors.supervisor import ActorSupervisor, RestartPolicy, WorkerSupervisor
 from actors.transfer import TransferActor
 from actors.worker import WorkerActor, WorkerOptions
 from runtime.engine import Engine, KvMover
@@ -36,6 +38,7 @@ class SystemOptions(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: bool = True
     worker: WorkerOptions = WorkerOptions()
     restart: RestartPolicy = RestartPolicy()
+    recovery: RecoveryOptions = RecoveryOptions()
 
 
 class ActorSpec(msgspec.Struct, frozen=True):
@@ -65,36 +68,55 @@ def wire(
     """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages."""
     rows = sum(engine.spec.num_rows for engine in engines.values())
     max_requests = options.max_queued + rows
-    room = _capacity(max_requests * min(options.max_choices, rows))
-    specs = [
-        ActorSpec(GATEWAY, GatewayActor(make_text, max_requests), room),
-        ActorSpec(
-            SCHEDULER,
-            SchedulerActor(options.max_queued, options.decode_reserve_tokens, prefix_cache=options.prefix_cache),
-            room,
-        ),
-    ]
-    if not topology.named("mixed"):
-        specs.append(ActorSpec(TRANSFER, TransferActor(mover), room))
+    room = _capacity(max_requests * min(options.max_choices, rows), len(topology.slices))
     names = [Address(part.name) for part in topology.slices]
+    gateway = GatewayActor(make_text, max_requests, options.recovery)
+    scheduler = ActorSupervisor(lambda life: _scheduler(names, options), options.restart)
+    specs = [ActorSpec(GATEWAY, gateway, room), ActorSpec(SCHEDULER, scheduler, room)]
+    if not topology.named("mixed"):
+        transfer = ActorSupervisor(lambda life: _transfer(mover, options), options.restart)
+        specs.append(ActorSpec(TRANSFER, transfer, room))
     for part in topology.slices:
         address, engine = Address(part.name), engines[part.name]
-        make = partial(_worker, part, engine, make_pool, options.worker)
+        deadlines = CallDeadlines(options.worker.step_timeout_s)
+        make = partial(_worker, part, engine, make_pool, options, deadlines)
         peers = [name for name in names if name != address]
         specs.append(ActorSpec(address, WorkerSupervisor(make, engine.reset, peers, options.restart), room))
     return specs
 
 
-def _worker(part: Slice, engine: Engine, make_pool: MakePool, options: WorkerOptions) -> Actor:
+def _scheduler(workers: list[Address], options: SystemOptions) -> Actor:
+    """A scheduler that knows nothing yet."""
+    return SchedulerActor(
+        options.max_queued,
+        options.decode_reserve_tokens,
+        workers,
+        options.recovery,
+        prefix_cache=options.prefix_cache,
+    )
+
+
+def _transfer(mover: KvMover, options: SystemOptions) -> Actor:
+    """A transfer actor with nothing under way."""
+    return TransferActor(mover, options.recovery.dead_after_s)
+
+
+def _worker(
+    part: Slice, engine: Engine, make_pool: MakePool, options: SystemOptions, deadlines: CallDeadlines, epoch: int
+) -> Actor:
     """A worker with an empty pool; made anew after each of its deaths."""
     pool = make_pool(part.name, engine.spec.num_pages)
-    return WorkerActor(Address(part.name), part.role, engine, pool, options)
+    address = Address(part.name)
+    return WorkerActor(address, part.role, engine, pool, options.worker, options.recovery, deadlines, epoch)
 
 
-def _capacity(num_choices: int) -> dict[MailboxClass, int]:
-    """Room by class for `num_choices` choices under way."""
+def _capacity(num_choices: int, num_workers: int) -> dict[MailboxClass, int]:
+    """Room by class for `num_choices` choices under way, and for the reports of this many workers.
+
+    Reports come at a slow, fixed rate, and one that finds no room is skipped.
+    """
     return {
-        "control": 256 + 16 * num_choices,
+        "control": 256 + 16 * num_workers + 16 * num_choices,
         "cancel": 64 + 4 * num_choices,
         "token": 1024 + 16 * num_choices,
         "work": 64 + 4 * num_choices,

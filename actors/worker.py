@@ -1,9 +1,10 @@
 """A worker: the actor of one slice. Its role is a policy, which phases it plans; the code is the same for all.
 
-In: `Reserve`, `StartPrefill`, `Cancel` from the scheduler; `KvChunkReady`, `ChunkLost` from transfer; `StartDecode` and
-`ChunkAcked` from other workers. Out: `Reserved`, `ReserveRefused`, `Released`, `Inventory`, `PrefixesChanged` to the
-scheduler; `PrefillStarted`, `DecodeStarted`, `TokensSampled`, `Preempted` to the gateway; `MoveChunk` to transfer;
-`StartDecode`, `ChunkAcked` to other workers.
+In: `Reserve`, `StartPrefill`, `Cancel`, `ResendPrefixes` from the scheduler; `KvChunkReady`, `ChunkLost` from transfer;
+`StartDecode`, `StartAcked` and `ChunkAcked` from other workers. Out: `Reserved`, `ReserveRefused`, `Released`,
+`Inventory`, `PrefixesChanged`, `WorkerUp` to the scheduler; `PrefillStarted`, `DecodeStarted`, `TokensSampled`,
+`Preempted` to the gateway; `MoveChunk` to transfer; `StartDecode`, `StartAcked`, `ChunkAcked` to other workers. Every
+command may come twice, late or never.
 
 Its life is a loop of *turns*: read the inbox, plan, enqueue device work (inserts, row state, one step, gathers) in one
 call on the slice's thread, then wait for the step of the turn *before*. So one step is always in flight while the host
@@ -13,12 +14,13 @@ device work up to turn t at most; they stay in quarantine until that turn has re
 
 import msgspec
 
+from actors.call_deadlines import CallDeadlines
 from actors.context import Context
 from actors.decode import DecodePhase, Insert, Lease, finish_of
+from actors.deliveries import Deliveries
 from actors.messages import (
     GATEWAY,
     SCHEDULER,
-    TRANSFER,
     Address,
     Cancel,
     ChunkAcked,
@@ -29,14 +31,15 @@ from actors.messages import (
     Key,
     KvChunkReady,
     Message,
-    MoveChunk,
     Preempted,
     PrefillStarted,
     Released,
+    ResendPrefixes,
     Reserve,
     Reserved,
     ReserveRefused,
     SampledToken,
+    StartAcked,
     StartDecode,
     StartPrefill,
     TokenRecord,
@@ -44,12 +47,14 @@ from actors.messages import (
     WorkerDown,
     WorkerMessage,
 )
-from actors.prefill import PlannedChunk, PrefillJob, PrefillPhase
-from actors.reports import WorkerReports
-from actors.tombstones import Tombstones
+from actors.prefill import PrefillJob, PrefillPhase
+from actors.recovery import RecoveryOptions
+from actors.reports import Holdings, WorkerReports
+from actors.slice_calls import SliceCalls, size_of
+from actors.tombstones import Recent, Tombstones
 from actors.turn import Flight, Slot, Turn, enqueue
 from actors.turn_planner import TurnPlanner
-from runtime.engine import Engine, Sampled
+from runtime.engine import Engine, KvChunk, Sampled
 from runtime.pages import PagePool
 from runtime.topology import Role
 
@@ -62,29 +67,43 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerActor:
-    """See the module. Made anew after a failure, with an empty pool."""
+    """One life of a worker, with an empty pool. `epoch` counts the lives, `deadlines` remembers the slice's times."""
 
-    def __init__(self, address: Address, role: Role, engine: Engine, pool: PagePool, options: WorkerOptions) -> None:
+    def __init__(
+        self,
+        address: Address,
+        role: Role,
+        engine: Engine,
+        pool: PagePool,
+        options: WorkerOptions,
+        recovery: RecoveryOptions,
+        deadlines: CallDeadlines,
+        epoch: int,
+    ) -> None:
         self.address = address
         self.role = role
         self.pool = pool
+        self.epoch = epoch
         self._engine = engine
-        self._options = options
+        self._recovery = recovery
+        self._slice = SliceCalls(address, deadlines)
         spec = engine.spec
         self.free_rows = list(range(spec.num_rows))
         self.prefill = PrefillPhase(spec, pool, options.staged_per_decode, self._rematch)
         self.decode = DecodePhase(spec, pool, self.free_rows)
+        self.deliveries = Deliveries(address, self.prefill, recovery)
         self._planner = TurnPlanner(spec, role, self.prefill, self.decode, self.free_rows)
         self._tombstones = Tombstones()
-        self._arrived: list[Insert] = []
+        self._leased, self._begun = Recent(), Recent()
+        self._arrived: list[tuple[Insert, KvChunk]] = []
         self._flight: Flight | None = None
         self._turn = 0
-        self._reports = WorkerReports(pool.index, self._inventory)
+        self._reports = WorkerReports(pool.index, epoch, self._inventory, self._holdings)
 
     async def run(self, ctx: Context) -> None:
         """Runs turns until cancelled or broken; gives up its array handles in the end."""
         try:
-            self._reports.announce(ctx, self.role, self._engine.spec)
+            self._reports.start(ctx, self.role, self._engine.spec, self._recovery.heartbeat_s)
             while True:
                 self._read_inbox(ctx)
                 self._sweep(ctx)
@@ -97,30 +116,35 @@ class WorkerActor:
                     await self._idle(ctx)
                 self._reports.send(ctx)
         finally:
-            self._drop_handles(ctx)
+            self._reports.end()
+            self.deliveries.drop_all(ctx)
 
     async def _idle(self, ctx: Context) -> None:
         """Nothing to plan and nothing in flight: settles the device if pages wait for it, else waits for a message."""
         if self.pool.quarantined_pages:
-            await ctx.run_engine(self.address, self._engine.wait, self._options.step_timeout_s)
+            await self._slice.call(ctx, "wait", self._engine.wait)
             self._turn += 1  # an empty turn: what was given up for the next one is retired by it
             self.pool.retire(self._turn)
             return
         self._reports.send(ctx)
         deadline = self._next_deadline()
+        self._reports.waits = True
         message = await ctx.receive(None if deadline is None else max(0.0, deadline - ctx.now()))
+        self._reports.waits = False
         if message is not None:
             self._handle(ctx, message)
 
     def _next_deadline(self) -> float | None:
-        deadlines = (self.decode.next_deadline(), self.prefill.next_deadline())
+        deadlines = (self.decode.next_deadline(), self.prefill.next_deadline(), self.deliveries.next_due())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _sweep(self, ctx: Context) -> None:
-        """Gives up leases and staged chunks whose time has run out; all other ways of ending them have failed."""
+        """Sends again what was not acknowledged, and gives up what has waited for too long."""
         deadline = self._next_deadline()
         if deadline is None or deadline > ctx.now():
             return
+        for key, choices in self.deliveries.resend(ctx):
+            self._abandon(ctx, key, choices)
         self.prefill.sweep(ctx.now(), ctx.arrays.drop)
         for lease in self.decode.expired(ctx.now()):
             key = lease.reserve.key
@@ -133,6 +157,7 @@ class WorkerActor:
     def _read_inbox(self, ctx: Context) -> None:
         while (message := ctx.receive_nowait()) is not None:
             self._handle(ctx, message)
+        self._reports.reads += 1
 
     def _handle(self, ctx: Context, message: Message) -> None:
         assert isinstance(message, WorkerMessage), message
@@ -146,13 +171,17 @@ class WorkerActor:
             case KvChunkReady():
                 self._chunk_ready(ctx, message)
             case ChunkAcked():
-                self._unstage(ctx, message.key, message.sequence)
+                self.deliveries.acked(ctx, message.key, message.sequence)
             case ChunkLost():
-                self._chunk_lost(ctx, message)
+                self.deliveries.lost(ctx, message.key, message.sequence)
+            case StartAcked():
+                self.deliveries.start_acked(message.key)
             case Cancel():
                 self._cancel(ctx, message)
+            case ResendPrefixes():
+                self._reports.resend_prefixes(ctx)
             case WorkerDown():
-                self.prefill.forget_decode(message.worker, ctx.arrays.drop)
+                self.deliveries.forget_decode(ctx, message.worker, message.epoch)
 
     @property
     def _next_fence(self) -> int:
@@ -160,18 +189,30 @@ class WorkerActor:
         return self._turn + 1
 
     def _reserve(self, ctx: Context, message: Reserve) -> None:
-        wanted = self._tombstones.alive(message.key, message.choices)
-        lease = self.decode.reserve(message) if wanted == message.choices else None
+        """Leases what is asked for, or says again that it is leased."""
+        if message.epoch != self.epoch:
+            return
+        key = message.key
+        lease = self.decode.leases.get(key)
+        if lease is None and self.decode.group(key):
+            return  # it runs, as the next report tells
+        alive = self._tombstones.alive(key, message.choices) if key not in self._leased else ()
+        if lease is None and alive == message.choices:
+            lease = self.decode.reserve(message)
         inventory = self._reports.inventory()
         if lease is None:
-            ctx.post(SCHEDULER, ReserveRefused(key=message.key, inventory=inventory))
+            cancelled = tuple(choice for choice in message.choices if choice not in alive)
+            ctx.post(SCHEDULER, ReserveRefused(key=key, cancelled=cancelled, inventory=inventory))
         else:
-            ctx.post(SCHEDULER, Reserved(key=message.key, cached_tokens=lease.cached_tokens, inventory=inventory))
+            self._leased.add(key)
+            ctx.post(SCHEDULER, Reserved(key=key, cached_tokens=lease.cached_tokens, inventory=inventory))
 
     def _start_prefill(self, ctx: Context, message: StartPrefill) -> None:
+        if message.epoch != self.epoch:
+            return
         choices = self._tombstones.alive(message.key, message.choices)
         self._reports.expect_more()  # the scheduler counts these tokens as work here: it is told how many are left
-        if not choices:
+        if not choices or message.key in self._begun:
             return
         local_pages = None
         if message.decode == self.address:
@@ -180,6 +221,7 @@ class WorkerActor:
                 return
             local_pages = self._local_pages(lease, choices[0])
             self.pool.hold(local_pages)
+        self._begun.add(message.key)
         self.prefill.add(PrefillJob(message, choices, local_pages))
 
     def _local_pages(self, lease: Lease, choice: int) -> tuple[int, ...]:
@@ -197,48 +239,48 @@ class WorkerActor:
         ended = self.decode.start(message, self._next_fence)
         if ended:
             ctx.post(SCHEDULER, Released(worker=self.address, key=message.key, choices=ended))
+        ctx.post(message.sender, StartAcked(key=message.key, worker=self.address))
 
     def _chunk_ready(self, ctx: Context, message: KvChunkReady) -> None:
-        insert = self.decode.place(message)
-        if insert is not None:
-            self._arrived.append(insert)
-        else:
+        chunk = ctx.arrays.take(message.handle)
+        if not self.decode.wants(message):
             self._acknowledge(ctx, message)
+        elif chunk is not None:  # else it lay too long in the inbox: it is moved again
+            insert = self.decode.place(message)
+            assert insert is not None
+            self._arrived.append((insert, chunk))
 
     def _acknowledge(self, ctx: Context, ready: KvChunkReady) -> None:
-        ctx.arrays.drop(ready.handle)
         ctx.post(ready.sender, ChunkAcked(key=ready.key, sequence=ready.sequence, worker=self.address))
 
-    def _unstage(self, ctx: Context, key: Key, sequence: int) -> tuple[int, ...]:
-        """Takes the chunk and its credit back; returns the choices that it was for."""
-        staged = self.prefill.unstage(key, sequence)
-        if staged is None:
-            return ()
-        ctx.arrays.drop(staged.handle)
-        return staged.choices
-
-    def _chunk_lost(self, ctx: Context, message: ChunkLost) -> None:
-        """The transfer failed: this attempt cannot complete its coverage, so the gateway starts another."""
-        choices = self._tombstones.alive(message.key, self._unstage(ctx, message.key, message.sequence))
-        if choices:
-            job = self.prefill.jobs.get(message.key)
-            if job is not None:
-                self.prefill.end(job, self._next_fence)
-            self._give_up(ctx, message.key, choices, f"transfer failed: {message.reason}")
+    def _abandon(self, ctx: Context, key: Key, choices: tuple[int, ...]) -> None:
+        """What was sent does not arrive: the attempt cannot be completed, so the gateway starts another."""
+        job = self.prefill.jobs.get(key)
+        if job is not None:
+            self.prefill.end(job, self._next_fence)
+        self.deliveries.forget(ctx, key)
+        wanted = self._tombstones.alive(key, choices)
+        if wanted:
+            self._give_up(ctx, key, wanted, "it cannot be handed over")
 
     def _give_up(self, ctx: Context, key: Key, choices: tuple[int, ...], reason: str) -> None:
         self._tell_gateway(ctx, Preempted(worker=self.address, key=key, choices=choices, reason=reason))
 
     def _cancel(self, ctx: Context, message: Cancel) -> None:
-        self._tombstones.bury(message.key, message.choices, message.deadline, ctx.now())
-        self.prefill.cancel(message.key, message.choices, self._next_fence)
-        self.decode.cancel(message.key, message.choices, self._next_fence)
+        key, choices = message.key, message.choices
+        if message.whole:
+            job = self.prefill.jobs.get(key)
+            choices = tuple({*choices, *self.decode.group(key), *(job.choices if job is not None else ())})
+            self.deliveries.forget(ctx, key)
+        self._tombstones.bury(key, choices, message.deadline, ctx.now())
+        self.prefill.cancel(key, choices, self._next_fence)
+        self.decode.cancel(key, choices, self._next_fence)
 
     # --- planning
 
     def _plan(self, ctx: Context) -> Turn | None:
         """The next turn, or None when there is nothing to enqueue."""
-        turn, preempted = self._planner.plan(list(self._arrived), self._next_fence)
+        turn, preempted = self._planner.plan([insert for insert, _ in self._arrived], self._next_fence)
         for key, choices in preempted:  # the gateway's abort of the old attempt ends the scheduler's grant
             self._give_up(ctx, key, choices, "the KV pool is exhausted")
         return turn
@@ -246,22 +288,22 @@ class WorkerActor:
     # --- execution
 
     async def _execute(self, ctx: Context, turn: Turn) -> Flight | None:
-        arrived = [ctx.arrays.get(insert.ready.handle) for insert in turn.inserts]
-        handle, gathered = await ctx.run_engine(
-            self.address, lambda: enqueue(self._engine, turn, arrived), self._options.step_timeout_s
-        )
+        arrived = [chunk for _, chunk in self._arrived]
+        size = size_of(turn, self.decode)
+        handle, gathered = await self._slice.call(ctx, ("enqueue", size), lambda: enqueue(self._engine, turn, arrived))
         self._turn += 1
-        self._arrived.clear()  # not before: a failed turn gives their handles up with the worker
+        self._arrived.clear()
         self._tell_started(ctx, turn)
         for insert in turn.inserts:
             self._acknowledge(ctx, insert.ready)
         for (planned, _), kv in zip(turn.gathers, gathered, strict=True):
-            self._move(ctx, planned, ctx.arrays.put(kv))
+            self.deliveries.move(ctx, planned, ctx.arrays.put(kv))
         finished = self._end_jobs(turn)
         if handle is None:
             return None
         trailing = bool(turn.gathers or turn.copies)
-        return Flight(handle, turn.slots, finished, self._turn - trailing)
+        cached = tuple((chunk.job.key, chunk.job.cached) for chunk in turn.chunks if chunk.last)
+        return Flight(handle, turn.slots, finished, self._turn - trailing, cached, size)
 
     def _tell_started(self, ctx: Context, turn: Turn) -> None:
         for job in [chunk.job for chunk in turn.chunks if not chunk.job.told]:
@@ -282,23 +324,6 @@ class WorkerActor:
             begun = DecodeStarted(worker=self.address, key=key, choices=tuple(choices), kv_at=kv_at, at=ctx.now())
             self._tell_gateway(ctx, begun)
 
-    def _move(self, ctx: Context, planned: PlannedChunk, handle: int) -> None:
-        job = planned.job
-        sequence = self.prefill.stage(planned, handle)
-        assert planned.send is not None
-        move = MoveChunk(
-            key=job.key,
-            sequence=sequence,
-            token_start=planned.send[0],
-            token_end=planned.send[1],
-            handle=handle,
-            sender=self.address,
-            target=job.start.decode,
-            deadline=job.start.deadline,
-        )
-        if not ctx.post(TRANSFER, move):
-            raise RuntimeError(f"transfer has no room for {job.key}")
-
     def _end_jobs(self, turn: Turn) -> tuple[PrefillJob, ...]:
         """Jobs that are on their way as a whole give up their pages, and borrowed rows: later work comes after it.
 
@@ -310,6 +335,7 @@ class WorkerActor:
                 self.prefill.end(chunk.job, self._turn)
             if chunk.last and not chunk.job.local:
                 finished.append(chunk.job)
+                self.deliveries.landing.add(chunk.job.key)
         sampled_rows = [row for segment in (turn.step.prefill if turn.step else ()) for row in segment.sample_rows]
         for row, slot in zip(sampled_rows, turn.slots, strict=False):
             if slot.job is not None:
@@ -320,9 +346,7 @@ class WorkerActor:
 
     async def _land(self, ctx: Context, flight: Flight) -> None:
         """Reads a step: tokens to the gateway, finished sequences out, prefilled groups on to their decode worker."""
-        sampled = await ctx.run_engine(
-            self.address, lambda: self._engine.fetch(flight.handle), self._options.step_timeout_s
-        )
+        sampled = await self._slice.call(ctx, ("fetch", flight.size), lambda: self._engine.fetch(flight.handle))
         self.pool.retire(flight.retires)
         tokens = list[SampledToken]()
         starts: dict[Key, list[tuple[int, int]]] = {job.key: [] for job in flight.finished_jobs}
@@ -334,9 +358,9 @@ class WorkerActor:
             if slot.job is not None and token.finish is None:
                 starts[slot.job.key].append((slot.key.choice, result.token))
         if tokens:
-            self._tell_gateway(ctx, TokensSampled(worker=self.address, tokens=tuple(tokens)))
+            self._tell_gateway(ctx, TokensSampled(worker=self.address, tokens=tuple(tokens), cached=flight.cached))
         for job in flight.finished_jobs:
-            self._hand_over(ctx, job, tuple(starts[job.key]))
+            self.deliveries.hand_over(ctx, job, tuple(starts[job.key]))
             if not starts[job.key] and job.key in self.prefill.jobs:
                 self.prefill.end(job, self._next_fence)  # nobody wants what is still to be sent
 
@@ -358,39 +382,23 @@ class WorkerActor:
                 ctx.post(SCHEDULER, released)
         return SampledToken(slot.key, slot.index, TokenRecord(result.token, result.logprob, result.top), finish)
 
-    def _hand_over(self, ctx: Context, job: PrefillJob, starts: tuple[tuple[int, int], ...]) -> None:
-        start = job.start
-        ctx.post(
-            start.decode,
-            StartDecode(
-                key=job.key,
-                order=start.order,
-                starts=starts,
-                tokens=start.tokens,
-                prompt_tokens=start.prompt_tokens,
-                params=start.params,
-                sender=self.address,
-                deadline=start.deadline,
-            ),
-        )
-
     def _tell_gateway(self, ctx: Context, message: GatewayMessage) -> None:
         if not ctx.post(GATEWAY, message):
             raise RuntimeError("the gateway has no room for what it reserved")
 
     # --- inventory
 
-    def _inventory(self) -> Inventory:
+    def _inventory(self, version: int) -> Inventory:
         return Inventory(
             worker=self.address,
+            epoch=self.epoch,
+            version=version,
             available_pages=self.pool.available_pages,
             free_rows=len(self.free_rows),
             num_groups=len(self.decode.leases) + len(self.decode.sequences),
             queued_prefill_tokens=self.prefill.queued_tokens,
         )
 
-    def _drop_handles(self, ctx: Context) -> None:
-        for insert in self._arrived:
-            ctx.arrays.drop(insert.ready.handle)
-        for staged in self.prefill.staged.values():
-            ctx.arrays.drop(staged.handle)
+    def _holdings(self) -> Holdings:
+        leases, running = self.decode.held()
+        return Holdings(leases, running, tuple(sorted({*self.prefill.jobs, *self.deliveries.groups})))

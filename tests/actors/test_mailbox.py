@@ -16,7 +16,9 @@ KEY = Key("r", 0, 1)
 
 
 def _work(order: int) -> Reserve:
-    return Reserve(key=KEY, choices=(0,), order=order, num_tokens=1, prompt_tokens=1, reserve_tokens=1, deadline=1.0)
+    return Reserve(
+        epoch=1, key=KEY, choices=(0,), order=order, num_tokens=1, prompt_tokens=1, reserve_tokens=1, deadline=1.0
+    )
 
 
 def _box(**capacity: int) -> Mailbox:

@@ -26,6 +26,7 @@ def _job(
 ) -> PrefillJob:
     tokens = tuple(range(first, first + num_tokens))
     start = StartPrefill(
+        epoch=1,
         key=Key(name, 0, 1),
         choices=(0,),
         order=order,
@@ -35,6 +36,7 @@ def _job(
         prefix=chain_of(tokens, SPEC.page_size),
         params=PARAMS,
         decode=Address(decode),
+        decode_epoch=1,
         deadline=1.0,
     )
     return PrefillJob(start, (0,), None)
@@ -74,11 +76,11 @@ def test_no_credit_no_chunk_for_that_destination_alone() -> None:
     assert phase.stage(stuck, handle=7) == 0
     phase.dispatched(fine)
     phase.stage(fine, handle=8)
-    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), (0,), 1.0)
+    assert phase.unstage(fine.job.key, 0) == Staged(8, Address("decode.1"), 1, (0,), 1.0)
     phase.add(_job("stuck2", 8, order=2, first=20))
     phase.add(_job("fine2", 8, order=3, decode="decode.1", first=30))
     assert [chunk.job.key.request for chunk in phase.plan()] == ["fine2"]
-    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), (0,), 1.0)
+    assert phase.unstage(stuck.job.key, 0) == Staged(7, Address("decode.0"), 1, (0,), 1.0)
     assert phase.unstage(stuck.job.key, 0) is None, "a credit comes back once"
     assert [chunk.job.key.request for chunk in phase.plan()] == ["stuck2", "fine2"]
 
@@ -166,6 +168,7 @@ def _reserve(
     name: str, num_tokens: int, choices: tuple[int, ...] = (0,), order: int = 0, prefix: PrefixChain | None = None
 ) -> Reserve:
     return Reserve(
+        epoch=1,
         key=Key(name, 0, 1),
         choices=choices,
         order=order,
@@ -294,6 +297,35 @@ def test_growth_writes_the_page_table_and_the_youngest_makes_room() -> None:
     chosen, writes, preempted = phase.plan(3)
     assert chosen == [old]
     assert writes == [PageWrite(old.row, 8, old.pages[8])]
+
+
+def test_what_comes_twice_is_taken_once() -> None:
+    phase, _, _ = _decode()
+    phase.reserve(_reserve("a", 10, choices=(0, 1)))
+    assert phase.start(_start("a", 10, ((0, 42),)), fence=1) == (1,)
+    assert phase.start(_start("a", 10, ((0, 42),)), fence=1) == (), "its end was told before"
+    assert phase.group(Key("a", 0, 1)) == (0,)
+    phase.place(_ready("a", 0, 8))
+    assert not phase.wants(_ready("a", 4, 10)), "a chunk that overlaps is of another cut"
+    assert phase.wants(_ready("a", 8, 10))
+    phase.place(_ready("a", 8, 10))
+    assert phase.held()[0][0].choices == (0,)
+    phase.begin_covered(1)
+    assert phase.start(_start("a", 10, ((0, 42),)), fence=1) == ()
+    assert not phase.wants(_ready("a", 8, 10))
+    assert phase.held()[1][0].choices == (0,)
+
+
+def test_a_dead_decode_workers_chunks_are_given_up_and_its_next_lifes_are_not() -> None:
+    phase, dropped = _prefill(), list[int]()
+    phase.add(_job("a", 8, order=0))
+    (chunk,) = phase.plan()
+    phase.stage(chunk, handle=7)
+    phase.forget_decode(Address("decode.0"), 0, dropped.append)
+    phase.forget_decode(Address("decode.1"), 1, dropped.append)
+    assert (dropped, phase.credits_used) == ([], 1)
+    phase.forget_decode(Address("decode.0"), 1, dropped.append)
+    assert (dropped, phase.credits_used) == ([7], 0)
 
 
 def test_leases_and_staged_chunks_run_out() -> None:

@@ -1,7 +1,9 @@
 """The scheduler's pure choices."""
 
+import msgspec
+
 from actors.leases import lease_pages
-from actors.messages import Address, Admit, Inventory, Key, WorkerUp
+from actors.messages import Address, Admit, Inventory, Key, PrefixesChanged, WorkerUp
 from actors.placement import (
     DrainRate,
     WorkerView,
@@ -19,9 +21,15 @@ from runtime.topology import Role
 
 def _view(name: str, role: Role, pages: int, rows: int = 8, queued: int = 0) -> WorkerView:
     inventory = Inventory(
-        worker=Address(name), available_pages=pages, free_rows=rows, num_groups=0, queued_prefill_tokens=queued
+        worker=Address(name),
+        epoch=1,
+        version=1,
+        available_pages=pages,
+        free_rows=rows,
+        num_groups=0,
+        queued_prefill_tokens=queued,
     )
-    view = WorkerView(WorkerUp(inventory=inventory, role=role, page_size=16, usable_pages=100, num_rows=rows))
+    view = WorkerView(WorkerUp(inventory=inventory, role=role, page_size=16, usable_pages=100, num_rows=rows), 0.0)
     view.prefill_tokens = queued
     return view
 
@@ -36,6 +44,13 @@ def _admit(num_tokens: int = 40, num_choices: int = 1) -> Admit:
         params=SamplingParams(seed=0, max_tokens=64),
         deadline=1.0,
     )
+
+
+def _changed(
+    view: WorkerView, added: tuple[bytes, ...], removed: tuple[bytes, ...] = (), *, skip: int = 0, whole: bool = False
+) -> PrefixesChanged:
+    version = view.prefixes_version + 1 + skip
+    return PrefixesChanged(worker=view.address, epoch=1, version=version, added=added, removed=removed, whole=whole)
 
 
 def test_lease_pages_share_full_prompt_pages_only() -> None:
@@ -80,7 +95,7 @@ def test_a_cached_prefix_outweighs_as_much_load_as_it_saves() -> None:
     admit = _admit(40)
     prefix = chain_of(admit.tokens, 16)
     warm, cold = _view("prefill.0", "prefill", 90), _view("prefill.1", "prefill", 90)
-    warm.change_prefixes(prefix.digests, ())
+    warm.change_prefixes(_changed(warm, prefix.digests))
     assert cached_tokens(warm, admit, prefix) == 32
     assert cached_tokens(warm, _admit(32), chain_of((1,) * 32, 16)) == 16, "the last token is computed anew"
     for queued, chosen in ((0, warm), (31, warm), (33, cold)):
@@ -88,9 +103,9 @@ def test_a_cached_prefix_outweighs_as_much_load_as_it_saves() -> None:
         assert choose_prefill([cold, warm], _view("decode.0", "decode", 9), admit, prefix) is chosen
     for free, wins in ((90, True), (89, True), (87, False)):
         warm, cold = _view("decode.0", "decode", free), _view("decode.1", "decode", 90)
-        warm.change_prefixes(prefix.digests, ())
+        warm.change_prefixes(_changed(warm, prefix.digests))
         assert choose_decode([cold, warm], admit, 1, prefix) is (warm if wins else cold)
-    warm.change_prefixes((), prefix.digests[:1])
+    warm.change_prefixes(_changed(warm, (), prefix.digests[:1]))
     assert cached_tokens(warm, admit, prefix) == 0, "a chain is worth what it has from its beginning"
 
 
@@ -99,12 +114,12 @@ def test_pages_of_a_prefix_in_use_are_not_needed_again_unless_the_worker_refused
     prefix = chain_of(admit.tokens, 16)
     assert need(view, admit, 1, prefix) == (3, 1)
     assert choose_decode([view], admit, 1, prefix) is None
-    view.change_prefixes(prefix.digests, ())
+    view.change_prefixes(_changed(view, prefix.digests))
     assert need(view, admit, 1, prefix) == (1, 1)
     assert choose_decode([view], admit, 1, prefix) is view
     view.refuse(admit.key, view.inventory)
     assert choose_decode([view], admit, 1, prefix) is None, "the prefix was cached without an owner"
-    view.update(view.inventory)
+    view.update(msgspec.structs.replace(view.inventory, version=2))
     assert choose_decode([view], admit, 1, prefix) is view, "news are worth another try"
 
 
@@ -135,3 +150,23 @@ def test_retry_after_follows_the_measured_rate() -> None:
     assert rate.retry_after_s(10, 20.0) == 20
     assert rate.retry_after_s(10_000, 20.0) == 60
     assert rate.retry_after_s(0, 20.0) == 1
+
+
+def test_changes_of_prefixes_that_do_not_follow_are_ignored_until_all_are_told() -> None:
+    view = _view("decode.0", "decode", 50)
+    view.change_prefixes(_changed(view, (b"a",)))
+    view.change_prefixes(_changed(view, (b"c",), skip=1))
+    assert (view.prefixes, view.prefixes_version) == ({b"a"}, 1), "one was missed"
+    view.change_prefixes(_changed(view, (b"b", b"c"), skip=2, whole=True))
+    assert (view.prefixes, view.prefixes_version) == ({b"b", b"c"}, 4)
+    view.change_prefixes(_changed(view, (b"x",), skip=-2))
+    assert view.prefixes == {b"b", b"c"}, "an old one"
+
+
+def test_an_inventory_that_was_overtaken_or_is_of_another_life_is_no_news() -> None:
+    view = _view("decode.0", "decode", 50)
+    news = msgspec.structs.replace(view.inventory, version=3, available_pages=40)
+    view.update(news)
+    view.update(msgspec.structs.replace(news, version=2, available_pages=30))
+    view.update(msgspec.structs.replace(news, version=9, epoch=2, available_pages=20))
+    assert view.available_pages == 40

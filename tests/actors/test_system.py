@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from actors.client import GenerateRequest
-from actors.messages import GATEWAY, SCHEDULER, Completed, Delta, Failed
+from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, Completed, Delta, Failed
 from actors.scheduler import SchedulerActor
-from actors.supervisor import RestartPolicy, WorkerSupervisor
+from actors.supervisor import ActorSupervisor, RestartPolicy, WorkerSupervisor
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
 from actors.worker import WorkerActor
@@ -130,7 +130,9 @@ async def test_many_streams_get_their_own_answers(topology: str) -> None:
 
 async def cut_while_queued(system: System, requests: list[GenerateRequest]) -> None:
     """Submits the requests behind others that fill all rows, sees them wait in the scheduler, and leaves them."""
-    scheduler = next(spec.actor for spec in system.specs if spec.address == SCHEDULER)
+    supervisor = next(spec.actor for spec in system.specs if spec.address == SCHEDULER)
+    assert isinstance(supervisor, ActorSupervisor)
+    scheduler = supervisor.actor
     assert isinstance(scheduler, SchedulerActor)
     names = {request.request for request in requests}
     async with AsyncExitStack() as streams:
@@ -228,6 +230,27 @@ async def test_the_gateways_death_reaches_every_client() -> None:
         assert isinstance(last, Failed)
         with anyio.fail_after(10):
             assert (await _failure(system, _request("later"))).error.status == 500
+
+
+@pytest.mark.parametrize("address", [SCHEDULER, TRANSFER])
+async def test_scheduler_and_transfer_come_back_and_streams_go_on(address: Address) -> None:
+    async with _system("prefill=1,decode=1") as system:
+        supervisor = next(spec.actor for spec in system.specs if spec.address == address)
+        assert isinstance(supervisor, ActorSupervisor)
+        running, later = _request("running", max_tokens=200), _request("later")
+        async with system.client.stream(running) as events:
+            first = await anext(events)
+            assert isinstance(first, Delta)
+            vars(supervisor.actor)["_handle"] = None  # its next message is its death
+            tokens = [first.tokens[0].token]
+            with anyio.fail_after(30):
+                assert await _answer(system, later) == _expected(later)
+                async for event in events:
+                    tokens += [record.token for record in getattr(event, "tokens", ())]
+        assert tokens == _expected(running)[0]
+        assert supervisor.epoch == 2
+        assert system.failure is None
+        await _settled(system)
 
 
 async def test_drain_finishes_what_runs_and_refuses_what_comes() -> None:

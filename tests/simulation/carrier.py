@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from actors.context import ArrayTable, EngineFailure, EngineTimeout, NoSuchInbox
-from actors.messages import Address, MailboxClass, Message
+from actors.messages import Address, MailboxClass, Message, mailbox_class
 from tests.simulation.links import ENCODER, Inbox, Link, wake
 from tests.simulation.loop import Loop, SimulationError, Task, Waiter
 from tests.simulation.trace import Trace
@@ -149,6 +149,18 @@ class Carrier:
             return
         link.last_arrival = arrival + 1e-9  # the next one strictly later: equal moments run in a drawn order
         self.loop.after(arrival - self.loop.now, lambda: self._arrive(inbox, encoded, message))
+
+    def lose(self, source: Address, inbox: Inbox, message: Message) -> None:
+        """A message for which room was claimed does not arrive."""
+        self.trace.add(self.loop.now, "dropped", source, inbox.address, message)
+        for observe in self.observers:
+            observe(source, inbox.address, message)
+        inbox.taken_room[mailbox_class(message)] -= 1
+        wake(inbox.senders)
+
+    def main_task(self, address: Address) -> Task:
+        """The task of the actor's own life."""
+        return self._scopes[address][0]
 
     def _arrive(self, inbox: Inbox, encoded: bytes, sent: Message) -> None:
         message = inbox.decoder.decode(encoded)

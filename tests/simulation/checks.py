@@ -119,7 +119,8 @@ def check_scheduler_at_rest(scheduler: SchedulerActor, workers: Iterable[WorkerA
     assert not scheduler.queue, f"the scheduler keeps {[admit.key for admit in scheduler.queue]} waiting"
     assert not scheduler.grants, f"the scheduler keeps grants {list(scheduler.grants)}"
     for worker in workers:
-        view = scheduler.workers[worker.address]
+        view = scheduler.workers.get(worker.address)
+        assert view is not None, f"the scheduler has not heard of {worker.address}"
         assert not view.pending, f"{worker.address} has unanswered reservations {list(view.pending)}"
         seen, true = (view.available_pages, view.free_rows), (worker.pool.available_pages, len(worker.free_rows))
         assert seen == true, f"the scheduler sees {seen} free pages and rows on {worker.address}, it has {true}"

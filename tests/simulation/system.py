@@ -4,10 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 from actors.gateway import GatewayActor
-from actors.messages import Address, Message, WorkerDown
+from actors.messages import GATEWAY, SCHEDULER, Address, Message, WorkerDown
 from actors.scheduler import SchedulerActor
-from actors.supervisor import WorkerSupervisor
-from actors.transfer import TransferActor
+from actors.supervisor import ActorSupervisor, WorkerSupervisor
 from actors.wiring import SystemOptions, wire
 from actors.worker import WorkerActor, WorkerOptions
 from runtime.pages import PagePool
@@ -39,11 +38,10 @@ class SimSystem:
         )
         specs = wire(self.engines, topology, FakeMover(self.engines), FakeText, options, self._make_pool)
         actors = {spec.address: spec.actor for spec in specs}
-        gateway, scheduler = actors[Address("gateway")], actors[Address("scheduler")]
+        gateway = actors[GATEWAY]
         assert isinstance(gateway, GatewayActor)
-        assert isinstance(scheduler, SchedulerActor)
-        self.gateway, self.scheduler = gateway, scheduler
-        self.transfers = [actor for actor in actors.values() if isinstance(actor, TransferActor)]
+        self.gateway = gateway
+        self.actors = {name: actor for name, actor in actors.items() if isinstance(actor, ActorSupervisor)}
         self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
         self.carrier.on_death = self._on_death
@@ -54,17 +52,26 @@ class SimSystem:
             self.carrier.loop.after(begin_s, partial(lane.hold, True))
             self.carrier.loop.after(end_s, partial(lane.hold, False))
         self.reuse = ReuseWatch()
+        self.attempts = AttemptWatch(lambda: self.carrier.loop.now)
+        self.timings = TimingWatch(lambda: self.carrier.loop.now)
         self.carrier.observers += [
             self.reuse.observe,
             self._check_deaths,
-            AttemptWatch(lambda: self.carrier.loop.now).observe,
-            TimingWatch(lambda: self.carrier.loop.now).observe,
+            self.attempts.observe,
+            self.timings.observe,
         ]
         self.carrier.observers += [client.observe for client in self.clients]
         for spec in specs:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)
         for client in self.clients:
             self.carrier.start(client.address, client.run, client.capacity)
+
+    @property
+    def scheduler(self) -> SchedulerActor:
+        """The scheduler that runs."""
+        scheduler = self.actors[SCHEDULER].actor
+        assert isinstance(scheduler, SchedulerActor)
+        return scheduler
 
     @property
     def workers(self) -> list[WorkerActor]:

@@ -26,6 +26,7 @@ from actors.messages import (
     TokenRecord,
     TokensSampled,
 )
+from actors.recovery import RecoveryOptions
 from actors.stage_clock import StageTimes
 from actors.wiring import CLIENT_CAPACITY
 from runtime.sampling_params import SamplingParams
@@ -35,8 +36,8 @@ from tests.simulation.system import SimSystem
 from tests.simulation.test_simulation import planned, workload
 
 SEEDS = range(12)
-DELAY_S = 50.0
-"""Of which everything else in a run takes a small part."""
+DELAY_S = 8.0
+"""Of which everything else in a run takes a small part, and after which nobody is taken for dead."""
 
 STAGES = ("queue_s", "prefill_s", "transfer_s", "handoff_s", "decode_s")
 TRANSFER_LANES = tuple(f"transfer/prefill.0->decode.0/{lane}" for lane in range(2))
@@ -151,7 +152,7 @@ def completed(script: list[Callable[[float], Message]], seed: int) -> Completed:
         ended.extend([message] if isinstance(message, Completed) else [])
 
     carrier.observers.append(observe)
-    carrier.start(GATEWAY, GatewayActor(FakeText, 4).run, room)
+    carrier.start(GATEWAY, GatewayActor(FakeText, 4, RecoveryOptions()).run, room)
     carrier.start(SCHEDULER, forget, room)
     carrier.start(CLIENT, send, room)
     carrier.loop.run_until(lambda: bool(ended), 10_000.0, 10_000)

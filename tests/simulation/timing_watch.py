@@ -28,15 +28,20 @@ _ROUNDING_S = 2.0**-19
 
 
 class TimingWatch:
-    """One run's moments, each the first of its kind unless it says otherwise."""
+    """One run's moments, each the first of its kind unless it says otherwise.
+
+    `exact` is for runs in which no message is lost or repeated: a mark that is lost moves the stage's border.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
+        self.exact = True
         self._now = now
         self._admitted: dict[str, float] = {}
         self._groups: dict[Choice, Key] = {}
         self._placed: dict[Key, tuple[Address, Address]] = {}
         self._prefilled: dict[Key, float] = {}
         self._last_chunk: dict[Key, float] = {}
+        self._chunks: set[tuple[Key, int]] = set()
         self._decoded: dict[tuple[Key, int], float] = {}
         self._first: dict[Choice, float] = {}
         self._last: dict[Choice, float] = {}
@@ -52,13 +57,15 @@ class TimingWatch:
             case StartPrefill():
                 self._placed[message.key] = (target, message.decode)
             case PrefillStarted():
-                assert message.key not in self._prefilled, f"a second start: {message}"
+                assert not self.exact or message.key not in self._prefilled, f"a second start: {message}"
                 self._prefilled[message.key] = now
             case KvChunkReady():
-                self._last_chunk[message.key] = now
+                if (message.key, message.sequence) not in self._chunks:  # else it was moved once more
+                    self._last_chunk[message.key] = now
+                self._chunks.add((message.key, message.sequence))
             case DecodeStarted():
                 for choice in message.choices:
-                    assert (message.key, choice) not in self._decoded, f"a second start: {message}"
+                    assert not self.exact or (message.key, choice) not in self._decoded, f"a second start: {message}"
                     self._decoded[message.key, choice] = now
             case Delta():
                 self._first.setdefault((message.request, message.choice), now)
@@ -76,6 +83,8 @@ class TimingWatch:
         assert abs(times.total_s - whole_s) < _ROUNDING_S, f"{choice} took {whole_s} s, not {times.total_s}: {times}"
         group = self._groups[choice]
         assert times.attempts == group.attempt, f"{choice} had {group.attempt} attempts: {times}"
+        if not self.exact:
+            return
         prefill, decode = self._placed[group]
         assert times.prefill_worker == prefill, f"{choice} was prefilled on {prefill}: {times}"
         decoded = self._tokens[group.sibling(choice[1])] > 1
