@@ -17,7 +17,7 @@ ClientEvent = Delta | Completed | Failed
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A validated request as the API hands it over. `request` is unique among the requests in flight.
+    """A validated request as the API hands it over. `request` is unique, also among those that have ended.
 
     `queue_timeout_s` bounds the time to the first token, `progress_timeout_s` the time from one token to the next.
     Requests share cached prefixes only with those of the same `cache_salt`.

@@ -55,6 +55,9 @@ class ArrayTable:
         """Forgets the object; dropping twice is harmless."""
         self._objects.pop(handle, None)
 
+    def __contains__(self, handle: int) -> bool:
+        return handle in self._objects
+
     def __len__(self) -> int:
         return len(self._objects)
 

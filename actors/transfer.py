@@ -26,6 +26,8 @@ from actors.messages import (
 from runtime.engine import KvMover
 
 Pair = tuple[Address, Address]
+Name = tuple[Address, Key, int]
+"""A chunk's sender, group and sequence number."""
 
 MOVES_PER_PAIR = 2
 
@@ -42,23 +44,30 @@ class TransferActor:
         self._move_timeout_s = move_timeout_s
         self.waiting: dict[Pair, deque[MoveChunk]] = {}
         self._idle_lanes: dict[Pair, list[str]] = {}
-        self._known: set[tuple[Address, Key, int]] = set()
-        self._made: deque[tuple[float, int]] = deque()
+        self._known: set[Name] = set()
+        self._made: dict[Name, tuple[float, KvChunkReady]] = {}
         self._ended = False
 
     async def run(self, ctx: Context) -> None:
         """Handles messages until cancelled; moves run in child tasks."""
         try:
             while True:
-                message = await ctx.receive(max(0.0, self._made[0][0] - ctx.now()) if self._made else None)
+                oldest_s = next((until for until, _ in self._made.values()), None)
+                message = await ctx.receive(None if oldest_s is None else max(0.0, oldest_s - ctx.now()))
                 if message is not None:
                     self._handle(ctx, message)
-                while self._made and self._made[0][0] <= ctx.now():
-                    ctx.arrays.drop(self._made.popleft()[1])
+                self._drop_made(ctx, ctx.now())
         finally:
             self._ended = True
-            for _, handle in self._made:
-                ctx.arrays.drop(handle)
+            self._drop_made(ctx, float("inf"))
+
+    def _drop_made(self, ctx: Context, now: float) -> None:
+        """Drops copies that nobody has taken in time; they are in the order of their making."""
+        for name, (until, ready) in list(self._made.items()):
+            if until > now:
+                return
+            del self._made[name]
+            ctx.arrays.drop(ready.handle)
 
     def _handle(self, ctx: Context, message: Message) -> None:
         assert isinstance(message, TransferMessage), message
@@ -71,8 +80,12 @@ class TransferActor:
                 self._drop_pairs(message.worker)
 
     def _enter(self, ctx: Context, move: MoveChunk) -> None:
-        """Takes a chunk in, unless it waits or is under way already."""
+        """Takes a chunk in, unless it waits or is under way already, or lies there untaken: that is told again."""
         if _name(move) in self._known:
+            return
+        _, ready = self._made.get(_name(move), (0.0, None))
+        if ready is not None and ready.handle in ctx.arrays:
+            ctx.post(move.target, ready)
             return
         self._known.add(_name(move))
         pair = (move.sender, move.target)
@@ -124,7 +137,8 @@ class TransferActor:
             moved_at=ctx.now(),
         )
         if ctx.post(move.target, ready):
-            self._made.append((ctx.now() + self._untaken_s, handle))
+            self._made.pop(_name(move), None)
+            self._made[_name(move)] = (ctx.now() + self._untaken_s, ready)
         else:
             ctx.arrays.drop(handle)
             self._lost(ctx, move, f"{move.target} takes no chunks")
@@ -148,5 +162,5 @@ class TransferActor:
                 self._known.discard(_name(move))
 
 
-def _name(move: MoveChunk) -> tuple[Address, Key, int]:
+def _name(move: MoveChunk) -> Name:
     return move.sender, move.key, move.sequence

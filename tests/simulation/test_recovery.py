@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 import pytest
 
-from actors.messages import SCHEDULER, TRANSFER, Address, Message, WorkerDown
+from actors.messages import SCHEDULER, TRANSFER, Address, KvChunkReady, Message, WorkerDown
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
 from tests.simulation.checks import (
@@ -304,3 +304,16 @@ def test_a_gap_in_a_stream_is_left_by_another_attempt() -> None:
     system = finish(Struck(load, at("TokensSampled", 5, "drop")))
     assert system.seen["Admit"] == 2
     assert system.struck == 1
+
+
+def test_a_copy_that_lies_there_is_told_of_again_and_not_made_again() -> None:
+    handles: list[int] = []
+
+    def strike(source: Address, target: Address, message: Message, count: int) -> str | None:
+        handles.extend([message.handle] if isinstance(message, KvChunkReady) else [])
+        return "drop" if isinstance(message, KvChunkReady) and count == 1 else None
+
+    system = finish(Struck(workload("prefill=1,decode=1", (planned("r0", 1),)), strike))
+    assert Counter(handles)[handles[0]] == 2
+    assert len(set(handles)) == len(handles) - 1
+    assert system.seen["Admit"] == 1
