@@ -8,6 +8,7 @@ promise is broken; the limits of time hold on a quiet machine.
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -24,6 +25,9 @@ SETTLE_S = 5.0
 """This long after the last request was sent, service is as before."""
 
 REFUSED_S = 0.05
+PATIENT_S = 60.0
+"""With real slices nothing at all is to be lost, however busy the machine is."""
+
 ACCEPTED_SHARE = 0.99
 
 
@@ -46,13 +50,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What came of it. `memory` pairs the time since the overload began with the server's resident bytes."""
+    """What came of it. `memory` pairs the time since the overload began with the server's resident bytes.
+
+    `busy` is the processor time that the server took during the overload, per second, in cores.
+    """
 
     options: Options
     before: list[Reply]
     capacity_per_s: float
     overload: list[Reply]
     memory: list[tuple[float, int]]
+    busy: float
     after: list[Reply]
 
     @property
@@ -98,6 +106,12 @@ def resident_bytes(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
 
 
+def processor_s(pid: int) -> float:
+    """Time that a process has spent on processors, its own and the system's."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Driver:
     """Sends the phases to one server. Prompts differ, so that no prefix is cached."""
 
@@ -111,7 +125,9 @@ class Driver:
         """All phases."""
         before = await self._lone()
         capacity_per_s = await self._capacity()
+        used_s, begun = processor_s(self._pid), time.monotonic()
         overload, memory = await self._overload(self._options.times * capacity_per_s)
+        busy = (processor_s(self._pid) - used_s) / (time.monotonic() - begun)
         after = await self._lone()
         return Outcome(
             options=self._options,
@@ -119,6 +135,7 @@ class Driver:
             capacity_per_s=capacity_per_s,
             overload=overload,
             memory=memory,
+            busy=busy,
             after=after,
         )
 
@@ -187,7 +204,7 @@ def broken_promises(outcome: Outcome) -> list[str]:
         if not (reply.completed and reply.tokens == options.answer_tokens)
     )
     late = wrong.pop("503 queue_timeout", 0)
-    if late > (1 - ACCEPTED_SHARE) * len(outcome.accepted):
+    if late > (0 if options.demo else (1 - ACCEPTED_SHARE) * len(outcome.accepted)):
         found.append(f"{late} of {len(outcome.accepted)} accepted requests had no token in time")
     found += [f"{count} requests ended as {end}" for end, count in wrong.items()]
     odd = {str(reply.retry_after) for reply in outcome.refused if not 1 <= int(reply.retry_after or 0) <= 60}
@@ -213,6 +230,10 @@ def main(arguments: list[str]) -> int:
     options = Options(
         demo=given.demo, overload_s=given.seconds, times=given.times, step_s=given.step_ms / 1e3, seed=given.seed
     )
+    if given.demo:
+        options = msgspec.structs.replace(
+            options, queue_timeout_s=PATIENT_S, progress_timeout_s=PATIENT_S, max_queued=32
+        )
     outcome = run(options)
     print("\n".join(table(outcome)))  # noqa: T201
     broken = [*broken_promises(outcome), *slow_promises(outcome)]

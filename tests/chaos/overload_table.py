@@ -57,6 +57,7 @@ def table(outcome: Outcome) -> list[str]:
         ("refused, time to the 429 p50, p99", _pair([reply.end_s for reply in refused])),
         ("Retry-After", f"{min(retries, default=0)} to {max(retries, default=0)} s"),
         ("server memory, middle and last third", f"{middle / _MB:.1f} MB, {last / _MB:.1f} MB"),
+        ("server processor time", f"{outcome.busy:.2f} cores"),
         ("lone request's first token before, p50", f"{median(before) * _MS:.1f} ms"),
         (f"lone request's first token {SETTLE_S:g} s after, p50", f"{median(after) * _MS:.1f} ms"),
     ]
