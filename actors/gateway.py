@@ -175,6 +175,7 @@ class GatewayActor:
             prompt_tokens=len(submit.prompt),
             params=submit.params,
             cache_salt=submit.cache_salt,
+            start_by=record.deadline if key.attempt == 1 else None,
             deadline=self._give_up_at(record, ctx.now()),
         )
         if not ctx.post(SCHEDULER, admit):

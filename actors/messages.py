@@ -146,7 +146,8 @@ class Admit(Message, frozen=True, kw_only=True):
     """Place a group of choices. `order` is the request's age: smaller is older and survives longer.
 
     `tokens` is what to prefill: the prompt, and for a recovered choice its accepted tokens behind it;
-    `prompt_tokens` tells where the prompt ends.
+    `prompt_tokens` tells where the prompt ends. `start_by` is when the first token has to be there; None for a group
+    that is admitted again.
     """
 
     key: Key
@@ -156,6 +157,7 @@ class Admit(Message, frozen=True, kw_only=True):
     prompt_tokens: int
     params: SamplingParams
     cache_salt: str | None = None
+    start_by: float | None = None
     deadline: float
 
 

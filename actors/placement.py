@@ -1,4 +1,4 @@
-"""The scheduler's view of workers and its pure choices over it: who decodes, who prefills, how long to wait.
+"""The scheduler's view of workers and its pure choices over it: who decodes and who prefills.
 
 The workers' own accounting is the truth. A view holds the last inventory that the worker sent, minus what has been
 asked of it since. Costs are in tokens of KV: what a worker holds, what it has to compute and what has to come to it.
@@ -6,7 +6,6 @@ A cached prefix is worth as much as the difference in load that it makes up for,
 pile all its requests on one worker.
 """
 
-from collections import deque
 from collections.abc import Iterable
 
 from actors.leases import lease_pages
@@ -164,21 +163,3 @@ def has_path(roles: Iterable[Role]) -> bool:
     """Whether workers of these roles can serve a request from its prompt to its end."""
     present = set(roles)
     return "mixed" in present or {"prefill", "decode"} <= present
-
-
-class DrainRate:
-    """Measures how fast groups end, to tell a refused client when to come back."""
-
-    def __init__(self, window: int = 64) -> None:
-        self._ends: deque[float] = deque(maxlen=window)
-
-    def ended(self, now: float) -> None:
-        """One group ended."""
-        self._ends.append(now)
-
-    def retry_after_s(self, queued: int, now: float) -> int:
-        """Whole seconds until `queued` groups have drained at the measured rate, within 1 to 60."""
-        if len(self._ends) < 2 or now <= self._ends[0]:
-            return 5
-        per_group_s = (now - self._ends[0]) / len(self._ends)
-        return int(min(60.0, max(1.0, queued * per_group_s)))

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from actors.admission import DrainRate, refusal
 from actors.context import Context
 from actors.drains import Drains
 from actors.grants import BURIED_S, Grant, Grants
@@ -47,7 +48,6 @@ from actors.messages import (
     WorkerUp,
 )
 from actors.placement import (
-    DrainRate,
     WorkerView,
     cached_tokens,
     choose_decode,
@@ -113,6 +113,7 @@ class SchedulerActor:
             if ctx.now() >= self._tick_at:
                 self._tick(ctx)
             self._place(ctx)
+            self._rate.waits(bool(self.queue), ctx.now())
 
     def _handle(self, ctx: Context, message: Message) -> None:
         assert isinstance(message, SchedulerMessage), message
@@ -152,13 +153,24 @@ class SchedulerActor:
             return
         if not self._unheard and self._refuse_too_large(ctx, admit):
             return
-        if self._waiting.is_full_for(admit):
-            retry_after_s = self._rate.retry_after_s(len(self.queue), ctx.now())
-            message = f"{len(self.queue)} requests are waiting, the limit."
-            error = ErrorInfo(status=429, message=message, code="queue_full", retry_after_s=retry_after_s)
+        error = self._refusal(admit, ctx.now())
+        if error is not None:
             self._refuse(ctx, admit.key, error)
             return
+        if admit.key.attempt > 1:
+            self._rate.returned(ctx.now())
         self._waiting.enter(msgspec.structs.replace(admit, choices=choices))
+
+    def _refusal(self, admit: Admit, now: float) -> ErrorInfo | None:
+        """What waits for its first token is what is queued, and what workers said they prefill."""
+        prefilling = sum(len(view.prefills) for view in self.workers.values() if view.alive)
+        return refusal(
+            queued=len(self.queue),
+            ahead=len(self.queue) + prefilling,
+            is_full=self._waiting.is_full_for(admit),
+            patience_s=None if admit.start_by is None else admit.start_by - now,
+            per_s=self._rate.per_s(now),
+        )
 
     def _refuse_too_large(self, ctx: Context, admit: Admit) -> bool:
         reason = never_fits(self.workers.values(), admit, self._waiting.reserve_tokens(admit))

@@ -19,7 +19,7 @@ class WaitingGroups:
         self.queue: list[Admit] = []
 
     def is_full_for(self, admit: Admit) -> bool:
-        """Whether the group has to be refused; recovered ones are always let in."""
+        """Whether there is no room for the group; recovered ones are always let in."""
         return admit.key.attempt == 1 and len(self.queue) >= self._max_queued
 
     def enter(self, admit: Admit) -> None:

@@ -163,7 +163,7 @@ SERVER = (
     ),
     Flag(
         names=("--queue-timeout",), field="queue_timeout_s", group="server", metavar="SECONDS", value=SECONDS,
-        effect="seconds to a request's first token; later it gets an error",
+        effect="seconds to a request's first token; later it gets an error; at an expected wait of half of that, a 429",
     ),
     Flag(
         names=("--progress-timeout",), field="progress_timeout_s", group="server", metavar="SECONDS", value=SECONDS,

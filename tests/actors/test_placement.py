@@ -5,7 +5,6 @@ import msgspec
 from actors.leases import lease_pages
 from actors.messages import Address, Admit, Inventory, Key, PrefixesChanged, WorkerUp
 from actors.placement import (
-    DrainRate,
     WorkerView,
     cached_tokens,
     choose_decode,
@@ -140,16 +139,6 @@ def test_a_path_needs_both_phases() -> None:
     assert has_path(["prefill", "decode", "decode"])
     assert not has_path(["decode"])
     assert not has_path([])
-
-
-def test_retry_after_follows_the_measured_rate() -> None:
-    rate = DrainRate()
-    assert rate.retry_after_s(10, 0.0) == 5, "nothing measured yet"
-    for second in range(10):
-        rate.ended(second * 2.0)
-    assert rate.retry_after_s(10, 20.0) == 20
-    assert rate.retry_after_s(10_000, 20.0) == 60
-    assert rate.retry_after_s(0, 20.0) == 1
 
 
 def test_changes_of_prefixes_that_do_not_follow_are_ignored_until_all_are_told() -> None:

@@ -53,6 +53,17 @@ class ServerProcess:
         """Sends a signal to the server."""
         os.kill(self._process.pid, number)
 
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        return self._process.pid
+
+    def stop(self) -> None:
+        """Drains it; an error that shows the output when it does not end cleanly."""
+        self.send(signal.SIGTERM)
+        assert self.exit_code() == 0, self.text
+        assert "Traceback" not in self.text, self.text
+
     def exit_code(self) -> int:
         """Waits for the end."""
         code = self._process.wait(timeout=EXIT_LIMIT_S)
