@@ -235,8 +235,8 @@ def leases_never_run_out_of_choices(patch: pytest.MonkeyPatch) -> None:
 
 RECOVERY = (
     Planted(heartbeats_are_ignored, found_at=2, seeds="faulty"),
-    Planted(lost_grants_are_kept, found_at=40, seeds="faulty"),
-    Planted(reservations_are_asked_for_once, found_at=44, seeds="faulty"),
+    Planted(lost_grants_are_kept, found_at=68, seeds="faulty"),
+    Planted(reservations_are_asked_for_once, found_at=84, seeds="faulty"),
     Planted(cancels_are_never_repeated, found_at=49, seeds="faulty"),
     Planted(lost_admissions_are_not_noticed, found_at=2, seeds="faulty"),
     Planted(unwanted_grants_are_never_aborted, case=("abandoned", "drop:AbortGroup:gateway:scheduler:1:0")),
@@ -253,7 +253,7 @@ RECOVERY = (
     Planted(cancel_keeps_credits, found_at=98),
     Planted(moved_arrays_are_never_dropped, found_at=0, seeds="faulty"),
     Planted(taken_arrays_stay_in_the_table, found_at=0),
-    Planted(hung_slice_is_used_at_once, found_at=63, seeds="faulty"),
+    Planted(hung_slice_is_used_at_once, found_at=88, seeds="faulty"),
     Planted(slow_reset_is_not_waited_for, found_at=63, seeds="faulty"),
     Planted(leases_never_run_out_of_choices, found_at=0),
 )
