@@ -237,7 +237,7 @@ RECOVERY = (
     Planted(heartbeats_are_ignored, found_at=2, seeds="faulty"),
     Planted(lost_grants_are_kept, found_at=68, seeds="faulty"),
     Planted(reservations_are_asked_for_once, found_at=84, seeds="faulty"),
-    Planted(cancels_are_never_repeated, found_at=49, seeds="faulty"),
+    Planted(cancels_are_never_repeated, found_at=156, seeds="faulty"),
     Planted(lost_admissions_are_not_noticed, found_at=2, seeds="faulty"),
     Planted(unwanted_grants_are_never_aborted, case=("abandoned", "drop:AbortGroup:gateway:scheduler:1:0")),
     Planted(prefixes_are_never_told_again, found_at=0, seeds="faulty"),
