@@ -38,6 +38,7 @@ class Lane:
         self.max_service_s = self._random.choice((0.002, 0.01, 0.05))
         self.held = False
         self.slowness = 1.0
+        self._stuck: Callable[[], None] | None = None
 
     def submit(self, call: Callable[[], Any], waiter: Waiter) -> None:
         """Queues a call; `waiter` gets its value or error."""
@@ -45,8 +46,11 @@ class Lane:
         self._next()
 
     def hold(self, held: bool) -> None:
-        """A held lane is a thread that hangs: what is queued waits until it is let go."""
+        """A held lane is a thread that hangs: until let go, what runs does not return and what is queued waits."""
         self.held = held
+        if not held and self._stuck is not None:
+            stuck, self._stuck = self._stuck, None
+            stuck()
         self._next()
 
     def speed_up(self) -> None:
@@ -79,6 +83,9 @@ class Lane:
         self._carrier.loop.after(rest_s, lambda: self._complete(waiter, value, error))
 
     def _complete(self, waiter: Waiter, value: Any, error: BaseException | None) -> None:
+        if self.held:
+            self._stuck = partial(self._complete, waiter, value, error)
+            return
         self._busy = False
         waiter.resolve(value, error)
         self._next()

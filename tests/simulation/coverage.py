@@ -19,12 +19,24 @@ class Excuse(msgspec.Struct, frozen=True):
 
 EXCUSES = (
     Excuse(
-        ("Submit", "Disconnect", "Drain", "GetStatus", "Delta", "Completed", "Failed", "Drained", "Status"),
+        (
+            "Submit",
+            "Disconnect",
+            "Drain",
+            "GetStatus",
+            "AskDrain",
+            "Delta",
+            "Completed",
+            "Failed",
+            "Drained",
+            "Status",
+            "DrainAnswer",
+        ),
         KINDS,
         "a client is the HTTP edge, which is one process with the gateway: they die together",
     ),
     Excuse(
-        ("Admit", "AbortGroup", "Refused", "SchedulerReport"),
+        ("Admit", "AbortGroup", "Refused", "SchedulerReport", "DrainWorker", "ResumeWorker"),
         ("hang", "slow"),
         "goes between gateway and scheduler, which have no slice",
     ),

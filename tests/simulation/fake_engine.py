@@ -277,3 +277,11 @@ class FakeMover:
         moved = FakeChunk(self._engines[target], 0)
         moved.contents = [list(page) for page in chunk.contents]
         return KvChunk(moved)
+
+
+def alter(chunk: KvChunk) -> None:
+    """Changes one token of a chunk that was moved, as a broken wire would."""
+    assert isinstance(chunk, FakeChunk)
+    assert chunk.contents is not None
+    slot = chunk.contents[0][0]
+    chunk.contents[0][0] = Slot(0, 0, 1) if slot is None else Slot(slot.token, slot.position, slot.prefix ^ 1)

@@ -24,6 +24,9 @@ SIDED: frozenset[Kind] = frozenset({"kill", "hang", "slow"})
 SLOWNESS = 50.0
 """How many times as long a slow slice's calls take."""
 
+_SIDES: tuple[Side, ...] = get_args(Side)
+_MOMENTS: tuple[When, ...] = get_args(When)
+
 ANY = "*"
 
 _LASTS_S: Mapping[Kind, tuple[float, ...]] = {
@@ -119,8 +122,8 @@ def faults_at(boundary: Boundary, occurrence: int) -> Iterator[Fault]:
     """Every fault that can be applied to this message."""
     for kind in KINDS:
         lasts_s = _LASTS_S[kind][0]
-        sides: tuple[Side, ...] = get_args(Side) if kind in SIDED else ("receiver",)
-        moments: tuple[When, ...] = get_args(When) if kind == "kill" else ("after",)
+        sides: tuple[Side, ...] = _SIDES if kind in SIDED else ("receiver",)
+        moments: tuple[When, ...] = _MOMENTS if kind == "kill" else ("after",)
         for side in sides:
             for when in moments:
                 fault = Fault(kind, boundary, occurrence, lasts_s, side, when)
@@ -152,21 +155,32 @@ def message_types() -> tuple[type[Message], ...]:
 
 
 def _drawable() -> list[str]:
-    clients = {*get_args(messages.ClientMessage), messages.Submit, messages.Disconnect, messages.Drain}
-    return sorted(kind.__name__ for kind in message_types() if kind not in clients | {messages.GetStatus})
+    asked = {messages.Submit, messages.Disconnect, messages.Drain, messages.GetStatus, messages.AskDrain}
+    clients = {*get_args(messages.ClientMessage), *asked}
+    return sorted(kind.__name__ for kind in message_types() if kind not in clients)
 
 
-def draw_faults(random: Random, max_message: int) -> tuple[Fault, ...]:
-    """One to three faults. Half of them strike any message up to the `max_message`-th, the others one of a type."""
-    faults = list[Fault]()
-    for _ in range(random.choice((1, 1, 2, 3))):
-        boundary, occurrence = Boundary(ANY, ANY, ANY), random.randint(1, max_message)
-        if random.random() < 0.5:
-            boundary = Boundary(random.choice(_drawable()), ANY, ANY)
-            occurrence = random.choice((1, 1, 2, 3, random.randint(1, 20)))
-        kind = random.choice(KINDS)
-        for_s = round(random.choice(_LASTS_S[kind]) * random.uniform(0.5, 1.5), 3)
-        sides: tuple[Side, ...] = get_args(Side)
-        moments: tuple[When, ...] = get_args(When)
-        faults.append(Fault(kind, boundary, occurrence, for_s, random.choice(sides), random.choice(moments)))
+_OF_RECOVERY = ("WorkerDown", "WorkerDown", "WorkerUp", "Preempted", "SchedulerReport")
+"""What is said when an actor has died."""
+
+
+def draw_faults(random: Random, max_message: int, *, deadly: bool = False) -> tuple[Fault, ...]:
+    """One to three faults. Half of them strike any message up to the `max_message`-th, the others one of a type.
+
+    Where somebody dies, of a fault or, if `deadly`, of something else, what is said of it is struck as often as not.
+    """
+    faults = [_draw_fault(random, max_message) for _ in range(random.choice((1, 1, 2, 3)))]
+    deadly = deadly or any(fault.kind in ("kill", "hang") for fault in faults)
+    if deadly and random.random() < 0.5:
+        faults = [*faults[:2], _draw_fault(random, max_message, random.choice(_OF_RECOVERY))]
     return tuple(faults)
+
+
+def _draw_fault(random: Random, max_message: int, message: str | None = None) -> Fault:
+    boundary, occurrence = Boundary(ANY, ANY, ANY), random.randint(1, max_message)
+    if message is not None or random.random() < 0.5:
+        boundary = Boundary(message or random.choice(_drawable()), ANY, ANY)
+        occurrence = random.choice((1, 1, 2, 3, random.randint(1, 20)))
+    kind = random.choice(KINDS)
+    for_s = round(random.choice(_LASTS_S[kind]) * random.uniform(0.5, 1.5), 3)
+    return Fault(kind, boundary, occurrence, for_s, random.choice(_SIDES), random.choice(_MOMENTS))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from actors.context import Actor, Context
-from actors.messages import Address, Message
+from actors.messages import Address, KvChunkReady, Message
 from tests.simulation.faults import SLOWNESS, Boundary, Fault, can_strike, is_struck, role_of
 from tests.simulation.loop import Task
 
@@ -81,7 +81,11 @@ class Mortal:
 
 
 class Injector:
-    """The faults of one run. `struck` are those that came to pass; `quiet_at` is when the last of them is over."""
+    """The faults of one run. `struck` are those that came to pass; `quiet_at` is when the last of them is over.
+
+    `alter` changes the chunk that a message brings, where checksums are compared; else it is the message that arrives
+    as bytes which do not decode.
+    """
 
     def __init__(self, carrier: "Carrier", faults: Sequence[Fault] = ()) -> None:
         self._carrier = carrier
@@ -89,6 +93,7 @@ class Injector:
         self._lives: dict[Address, _Life] = {}
         self.struck: list[Struck] = []
         self.quiet_at = 0.0
+        self.alter: Callable[[KvChunkReady], None] | None = None
         self.deaths: set[Address] = set()
 
     # --- lives
@@ -133,10 +138,12 @@ class Injector:
             if seen[0] == fault.occurrence:
                 self._waiting.remove(entry)
                 if fate is None and can_strike(msgspec.structs.replace(fault, boundary=boundary)):
-                    fate = self._fate(fault, boundary, source, target)
+                    fate = self._fate(fault, boundary, source, target, message)
         return fate
 
-    def _fate(self, fault: Fault, boundary: Boundary, source: Address, target: Address) -> Fate | None:
+    def _fate(
+        self, fault: Fault, boundary: Boundary, source: Address, target: Address, message: Message
+    ) -> Fate | None:
         note = partial(self._note, fault, boundary)
         match fault.kind:
             case "drop":
@@ -144,7 +151,10 @@ class Injector:
                 return Fate(lost=True)
             case "corrupt":
                 note()
-                return Fate(garbled=True)
+                if self.alter is None or not isinstance(message, KvChunkReady):
+                    return Fate(garbled=True)
+                self.alter(message)
+                return None
             case "delay":
                 note()
                 return Fate(late_s=fault.for_s)

@@ -27,6 +27,20 @@ _SPEC = EngineSpec(
     page_bytes=1,
 )
 
+_SLUGGISH = 7
+"""With this seed each step takes tens of milliseconds."""
+
+_LEAVES_LATE = {"behaviour": "leaves", "leave_at": ("TokensSampled", 60)}
+
+_ORDERS = (
+    (0.1, "decode.0", 0.1),
+    (0.1, "prefill.1", 500.0),
+    (0.8, "decode.0", None),
+    (0.9, "prefill.1", None),
+    (1.0, "decode.1", 0.001),
+    (1.6, "decode.1", None),
+)
+
 
 class Scenario(msgspec.Struct, frozen=True):
     """A workload, and the messages that a sweep strikes in it; None means all."""
@@ -80,6 +94,7 @@ def _build(topology: str, **changes: object) -> Workload:
 
 def _scenarios() -> dict[str, Scenario]:
     lost = ("kill:Reserved:decode:scheduler:5:0:receiver:after", "drop:PrefixesChanged:prefill:scheduler:2:0")
+    altered = ("corrupt:KvChunkReady:transfer:decode:2:0", "corrupt:KvChunkReady:transfer:decode:9:0")
     return {
         "disaggregated": Scenario(_build("prefill=2,decode=2")),
         "mixed": Scenario(_build("mixed=2", requests=_requests(leave_at=("PrefillStarted", 1)))),
@@ -95,10 +110,27 @@ def _scenarios() -> dict[str, Scenario]:
             _build("prefill=2,decode=2", faults=tuple(map(parse_fault, lost))),
             only=("ResendPrefixes", "SchedulerReport", "WorkerUp"),
         ),
+        "draining": Scenario(_build("prefill=2,decode=2", orders=_ORDERS), only=("DrainWorker", "ResumeWorker")),
+        "verified": Scenario(
+            _build("prefill=2,decode=2", verify_kv=True, faults=tuple(map(parse_fault, altered))),
+            only=("ChunkCorrupt", "ChunkLost", "KvChunkReady"),
+        ),
+        "abandoned": Scenario(
+            _build(
+                "prefill=2,decode=2",
+                seed=_SLUGGISH,
+                spec=msgspec.structs.replace(_SPEC, num_pages=160, max_context_tokens=512),
+                requests=(_request("long", 0.0, _tokens("long", 9), max_tokens=450, **_LEAVES_LATE),),
+                faults=(parse_fault("kill:SchedulerReport:scheduler:gateway:1:0:sender:after"),),
+            ),
+            only=("AbortGroup",),
+        ),
     }
 
 
 SCENARIOS = _scenarios()
 """`disaggregated` and `mixed` run undisturbed but for the fault. `crowded` is short of pages and refuses. In `failing`
 a device error of either side comes before the fault, in `recovering` the scheduler's death and a lost message, so that
-faults strike at the messages of a recovery."""
+faults strike at the messages of a recovery. In `draining` an operator takes workers out and back, in `verified` two
+chunks change on their way before the fault, and in `abandoned` a client leaves a long answer that a new scheduler has
+taken over."""

@@ -5,25 +5,34 @@ from functools import partial
 
 from actors.context import Actor
 from actors.gateway import GatewayActor
-from actors.messages import GATEWAY, SCHEDULER, Address, Message, WorkerDown
+from actors.messages import GATEWAY, SCHEDULER, Address, KvChunkReady, Message, WorkerDown
 from actors.scheduler import SchedulerActor
-from actors.supervisor import ActorSupervisor, WorkerSupervisor
-from actors.wiring import SystemOptions, wire
+from actors.supervisor import ActorSupervisor, RestartPolicy, WorkerSupervisor
+from actors.wiring import CLIENT_CAPACITY, SystemOptions, wire
 from actors.worker import WorkerActor, WorkerOptions
 from runtime.pages import PagePool
 from runtime.topology import parse_topology
 from tests.simulation.carrier import Carrier
 from tests.simulation.clients import SimClient
-from tests.simulation.fake_engine import FakeEngine, FakeMover
+from tests.simulation.fake_engine import FakeEngine, FakeMover, alter
 from tests.simulation.fake_tokens import FakeText
-from tests.simulation.injector import Injector, Mortal
+from tests.simulation.faults import SIDED
+from tests.simulation.injector import Injector, Mortal, Struck
 from tests.simulation.loop import SimulationError
+from tests.simulation.operators import Operator
 from tests.simulation.timing_watch import TimingWatch
 from tests.simulation.watch import AttemptWatch, ReuseWatch
 from tests.simulation.workload import MAX_CHOICES, Workload
 
 RECOVERED_S = 20.0
-"""This long after the last fault is over, nothing of it is left: a lost cancel has been noticed and repeated."""
+"""This long after the last fault is over, nothing of it is left: a death was noticed, and what was lost with it."""
+
+REPEATED_S = 8.0
+"""So soon, where no worker was struck: a new scheduler knows what is held, a lost cancel has been repeated."""
+
+
+RESTART = RestartPolicy(reset_timeout_s=10.0)
+"""Planned hangs are longer than this and a step's deadline together."""
 
 
 class SimSystem:
@@ -39,7 +48,12 @@ class SimSystem:
             max_choices=MAX_CHOICES,
             decode_reserve_tokens=workload.decode_reserve_tokens,
             prefix_cache=workload.prefix_cache,
-            worker=WorkerOptions(staged_per_decode=workload.staged_per_decode, step_timeout_s=workload.step_timeout_s),
+            worker=WorkerOptions(
+                staged_per_decode=workload.staged_per_decode,
+                step_timeout_s=workload.step_timeout_s,
+                verify_kv=workload.verify_kv,
+            ),
+            restart=RESTART,
         )
         specs = wire(self.engines, topology, FakeMover(self.engines), FakeText, options, self._make_pool)
         actors = {spec.address: spec.actor for spec in specs}
@@ -49,12 +63,15 @@ class SimSystem:
         self.actors = {name: actor for name, actor in actors.items() if isinstance(actor, ActorSupervisor)}
         self.supervisors = [actor for actor in actors.values() if isinstance(actor, WorkerSupervisor)]
         self.injector = self.carrier.injector = Injector(self.carrier, workload.faults)
+        if workload.verify_kv:
+            self.injector.alter = self._alter
         for child in self.supervisors:
             child._make = partial(self._make_mortal, child._make)
         for actor in self.actors.values():
             actor.actor = Mortal(actor.actor, self.injector)
             actor._make = partial(self._make_mortal, actor._make)
         self.clients = [SimClient(plan, self.carrier.loop) for plan in workload.requests]
+        self.operator = Operator(self, workload.orders)
         self._waiting = list(self.clients)
         self._seen_refused = 0
         self.carrier.on_death = self._on_death
@@ -67,7 +84,7 @@ class SimSystem:
         self.reuse = ReuseWatch()
         self.attempts = AttemptWatch(lambda: self.carrier.loop.now)
         if workload.disturbed:
-            self.attempts.forgiven_until = lambda: self.quiet_at + RECOVERED_S
+            self.attempts.forgiven_until = self._forgiven_until
         self.timings = TimingWatch(lambda: self.carrier.loop.now)
         if workload.faults:
             self.timings.exact = False
@@ -82,6 +99,9 @@ class SimSystem:
             self.carrier.start(spec.address, spec.actor.run, spec.capacity)
         for client in self.clients:
             self.carrier.start(client.address, client.run, client.capacity)
+        if workload.orders:
+            self.carrier.observers.append(self.operator.observe)
+            self.carrier.start(self.operator.address, self.operator.run, CLIENT_CAPACITY)
 
     @property
     def scheduler(self) -> SchedulerActor:
@@ -101,10 +121,12 @@ class SimSystem:
     @property
     def quiet_at(self) -> float:
         """When the last planned disturbance is over."""
-        return max([self.injector.quiet_at, *(end_s for _, end_s in self.workload.hangs.values())])
+        return max(
+            [self.injector.quiet_at, self.operator.quiet_at, *(end_s for _, end_s in self.workload.hangs.values())]
+        )
 
     def clients_done(self) -> bool:
-        """Whether every client has what it will get."""
+        """Whether every client has what it will get, and the operator's orders are answered."""
         if len(self.carrier.refused) > self._seen_refused:
             self._seen_refused = len(self.carrier.refused)
             cut_off = {address for _, address, _ in self.carrier.refused}
@@ -112,7 +134,13 @@ class SimSystem:
                 client.cut_off = client.address in cut_off
         while self._waiting and self._waiting[-1].done:
             self._waiting.pop()
-        return not self._waiting
+        return not self._waiting and self.operator.done
+
+    def _forgiven_until(self) -> float:
+        struck = bool(self.workload.faulty) or any(
+            entry.fault.kind in SIDED and _victim(entry) != "scheduler" for entry in self.injector.struck
+        )
+        return self.quiet_at + (RECOVERED_S if struck else REPEATED_S)
 
     def _make_mortal(self, make: Callable[[int], Actor], life: int) -> Actor:
         return Mortal(make(life), self.injector)
@@ -122,6 +150,10 @@ class SimSystem:
         pool = PagePool(num_pages, pages.poison)
         pages.is_free = lambda page: pool.state(page) in ("free", "cached")
         return pool
+
+    def _alter(self, ready: KvChunkReady) -> None:
+        if ready.handle in self.carrier.arrays:
+            alter(self.carrier.arrays.get(ready.handle))
 
     def _later(self, catch_up: Callable[[], None]) -> None:
         """Now and then the device gets on with its work before anybody waits for it."""
@@ -137,7 +169,20 @@ class SimSystem:
     def _check_deaths(self, source: Address, target: Address, message: Message) -> None:
         """A worker dies of a planted failure or not at all."""
         if isinstance(message, WorkerDown):
+            self._check_given_up(message)
             planted = "DeviceError" in message.reason or message.reason.startswith(("EngineTimeout", "PlantedDeath"))
             if planted and (message.worker in self.workload.faulty or self.injector.struck):
                 return
             raise SimulationError(f"{message.worker} failed: {message.reason}")
+
+    def _check_given_up(self, down: WorkerDown) -> None:
+        """A worker is given up when more has struck it than its budget allows, and for nothing else."""
+        planned = len(self.workload.failing_steps.get(down.worker, ())) + (down.worker in self.workload.hangs)
+        struck = sum(entry.fault.kind in ("kill", "hang") for entry in self.injector.struck)
+        if down.final and planned + struck <= RESTART.max_restarts:
+            raise SimulationError(f"{down.worker} is given up: {down.reason}")
+
+
+def _victim(entry: Struck) -> str:
+    """The role of the actor that the fault struck."""
+    return entry.boundary.sender if entry.fault.side == "sender" else entry.boundary.receiver

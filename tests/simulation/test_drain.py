@@ -5,22 +5,17 @@ from random import Random
 import msgspec
 import pytest
 
-from actors.messages import GATEWAY, SCHEDULER, Address, AskDrain, DrainAnswer, Message, Reserve, StartPrefill
-from actors.wiring import CLIENT_CAPACITY
+from actors.messages import SCHEDULER, Address
 from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
 from tests.simulation import harness
-from tests.simulation.carrier import SimContext
 from tests.simulation.fake_tokens import VOCAB_SIZE
+from tests.simulation.faults import parse_fault
 from tests.simulation.harness import Outcome
+from tests.simulation.operators import Operator, Order
 from tests.simulation.system import SimSystem
-from tests.simulation.test_recovery import Strike, Struck, finish, no_strike
 from tests.simulation.workload import PlannedRequest, Workload
-
-Order = tuple[float, str, float | None]
-"""When, from the moment at which all workers are known, which one, and the seconds that its work gets; None takes it
-back."""
 
 SPEC = EngineSpec(
     page_size=4,
@@ -53,44 +48,10 @@ def _workload(topology: str, seed: int, *, num_requests: int = 8, max_tokens: in
     return Workload(seed=seed, topology=topology, spec=SPEC, requests=tuple(requests))
 
 
-class Operator:
-    """Gives orders at their times, and sees what is placed on whom."""
-
-    def __init__(self, system: SimSystem, *orders: Order) -> None:
-        self._system = system
-        self._orders = orders
-        self.answers: list[DrainAnswer] = []
-        self.began_s = 0.0
-        self.placed: list[tuple[float, Address]] = []
-        system.carrier.observers.append(self._observe)
-        system.carrier.start(Address("client/operator"), self.run, CLIENT_CAPACITY)
-
-    async def run(self, ctx: SimContext) -> None:
-        while any(status.state == "down" for status in self._system.gateway.board.statuses()):
-            await ctx.sleep(0.01)
-        self.began_s = ctx.now()
-        for at_s, worker, timeout_s in self._orders:
-            await ctx.sleep(max(0.0, self.began_s + at_s - ctx.now()))
-            await ctx.send(GATEWAY, AskDrain(worker=Address(worker), timeout_s=timeout_s, reply_to=ctx.address))
-            answer = await ctx.receive()
-            assert isinstance(answer, DrainAnswer)
-            self.answers.append(answer)
-
-    def _observe(self, source: Address, target: Address, message: Message) -> None:
-        if source == SCHEDULER and isinstance(message, Reserve | StartPrefill):
-            self.placed.append((self._system.carrier.loop.now, target))
-
-    def placed_on(self, worker: str, after_s: float) -> int:
-        return sum(target == worker and at_s > self.began_s + after_s for at_s, target in self.placed)
-
-
 def _run(load: Workload, *orders: Order) -> tuple[Outcome, SimSystem, Operator]:
     """To rest; then all orders have been answered."""
-    system = SimSystem(load)
-    operator = Operator(system, *orders)
-    outcome = harness._run(system)
-    assert len(operator.answers) == len(orders)
-    return outcome, system, operator
+    system = SimSystem(msgspec.structs.replace(load, orders=orders))
+    return harness._run(system), system, system.operator
 
 
 def _state(system: SimSystem, worker: str) -> str:
@@ -183,15 +144,6 @@ def test_a_draining_worker_may_die(topology: str, worker: str) -> None:
 # --- orders and the scheduler may be lost
 
 
-def _strike(fate: str, *names: str) -> Strike:
-    """The first message of each of these types."""
-
-    def strike(source: Address, target: Address, message: Message, number: int) -> str | None:
-        return fate if number == 1 and type(message).__name__ in names else None
-
-    return strike
-
-
 def _long(topology: str) -> Workload:
     """One more request, so that the run goes on until every report has come."""
     load = _workload(topology, 4)
@@ -200,23 +152,25 @@ def _long(topology: str) -> Workload:
 
 
 @pytest.mark.parametrize(("topology", "worker"), [("prefill=2,decode=2", "decode.1"), ("mixed=2", "mixed.0")])
-@pytest.mark.parametrize("fate", ["drop", "twice", "late"])
-def test_an_order_that_is_lost_or_late_holds_all_the_same(topology: str, worker: str, fate: str) -> None:
-    system = Struck(_long(topology), _strike(fate, "DrainWorker", "ResumeWorker"))
-    operator = Operator(system, (0.05, worker, AT_ONCE_S), (0.1, worker, None), (6.0, worker, PATIENT_S))
-    finish(system)
-    assert system.struck == 2
+@pytest.mark.parametrize(("kind", "for_s"), [("drop", 0.0), ("duplicate", 0.0), ("duplicate", 0.7)])
+def test_an_order_that_is_lost_or_comes_again_holds_all_the_same(
+    topology: str, worker: str, kind: str, for_s: float
+) -> None:
+    orders = ("DrainWorker", "ResumeWorker")
+    faults = tuple(parse_fault(f"{kind}:{order}:gateway:scheduler:1:{for_s}") for order in orders)
+    load = msgspec.structs.replace(_long(topology), faults=faults)
+    _, system, operator = _run(load, (0.05, worker, AT_ONCE_S), (0.1, worker, None), (6.0, worker, PATIENT_S))
+    assert len(system.injector.struck) == 2
     assert [answer.error for answer in operator.answers] == [None] * 3
     assert system.scheduler.drains.drained == {worker}
     assert _state(system, worker) == "drained"
 
 
 @pytest.mark.parametrize(("topology", "worker"), [("prefill=2,decode=2", "prefill.0"), ("mixed=2", "mixed.1")])
-@pytest.mark.parametrize("dies_s", [0.1, 0.5])
-def test_a_new_scheduler_is_told_of_drains(topology: str, worker: str, dies_s: float) -> None:
-    system = Struck(_long(topology), no_strike)
-    Operator(system, (0.02, worker, 2.0))
-    system.carrier.loop.after(dies_s, lambda: system.kill(SCHEDULER))
-    finish(system)
+@pytest.mark.parametrize("at", ["DrainWorker:gateway:scheduler:1", "Released:*:scheduler:3"])
+def test_a_new_scheduler_is_told_of_drains(topology: str, worker: str, at: str) -> None:
+    load = msgspec.structs.replace(_long(topology), faults=(parse_fault(f"kill:{at}:0:receiver:after"),))
+    _, system, _ = _run(load, (0.02, worker, 2.0))
+    assert system.actors[SCHEDULER].epoch == 2
     assert system.scheduler.drains.workers == (worker,)
     assert _state(system, worker) == "drained"

@@ -51,6 +51,7 @@ class AttemptWatch:
         self._delivered: dict[Choice, int] = {}
         self._sampled: set[tuple[Choice, int, int]] = set()
         self._ended: set[str] = set()
+        self._prefilled: set[Key] = set()
 
     def observe(self, source: Address, target: Address, message: Message) -> None:
         """Raises AssertionError when the gateway delivers what it must not."""
@@ -66,6 +67,9 @@ class AttemptWatch:
                     whose = (token.key.request, token.key.choice)
                     self._sampled.add((whose, token.key.attempt, token.index))
                     self._check_wanted(whose, _SAMPLED_S)
+            case PrefillStarted():
+                assert message.key not in self._prefilled, f"{message.key} is prefilled twice"
+                self._prefilled.add(message.key)
             case Disconnect():
                 self._left[message.request] = self._now()
             case Delta():

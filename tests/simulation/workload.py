@@ -4,6 +4,7 @@ A seed decides everything. Pools are drawn small enough that requests compete an
 fits, so each request that nobody cancels has exactly one right answer.
 """
 
+from collections.abc import Sequence
 from random import Random
 from typing import Literal
 
@@ -14,6 +15,7 @@ from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
 from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice, token_text
 from tests.simulation.faults import Fault, draw_faults
+from tests.simulation.operators import Order
 
 Behaviour = Literal["patient", "leaves", "slow"]
 
@@ -51,7 +53,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One run: its system and its requests.
 
     `failing_steps` are the steps of each slice that a device error ends; `hangs` is when each slice's thread hangs and
-    when it comes back; `faults` strike at messages. `replay` are the arguments that draw this workload again.
+    when it comes back; `faults` strike at messages; `orders` are an operator's. With `verify_kv` a corrupt chunk is one
+    with another content. `replay` are the arguments that draw this workload again.
     """
 
     seed: int
@@ -67,6 +70,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     failing_steps: dict[str, tuple[int, ...]] = {}
     hangs: dict[str, tuple[float, float]] = {}
     faults: tuple[Fault, ...] = ()
+    orders: tuple[Order, ...] = ()
+    verify_kv: bool = False
 
     @property
     def faulty(self) -> set[str]:
@@ -151,17 +156,34 @@ def _draw_tokens(random: Random, count: int) -> tuple[int, ...]:
 
 
 def draw_faulty_workload(seed: int) -> Workload:
-    """The same traffic, and one to three faults. Every fourth run also has a step of a slice fail."""
+    """The same traffic, and one to three faults.
+
+    Every fourth run also has a step of a slice fail, every fifth an operator; every fourth compares checksums of KV.
+    """
     drawn, random = draw_workload(seed), Random(f"fault {seed}")
     slices = parse_topology(drawn.topology).slices
     failing_steps = {random.choice(slices).name: (random.randint(1, 25),)} if random.random() < 0.25 else {}
     return msgspec.structs.replace(
         drawn,
         failing_steps=failing_steps,
-        faults=draw_faults(random, _MESSAGES),
+        faults=draw_faults(random, _MESSAGES, deadly=bool(failing_steps)),
         step_timeout_s=_FAULTY_TIMEOUT_S,
+        orders=_draw_orders(random, [part.name for part in slices]) if random.random() < 0.2 else (),
+        verify_kv=random.random() < 0.25,
         replay=f"{seed} --fault",
     )
+
+
+def _draw_orders(random: Random, workers: Sequence[str]) -> tuple[Order, ...]:
+    """One worker or two are drained one after the other, and most of them taken back."""
+    orders, at_s = list[Order](), 0.0
+    for worker in random.sample(workers, random.randint(1, min(2, len(workers)))):
+        at_s += random.uniform(0.0, 0.5)
+        orders.append((at_s, worker, random.choice((0.001, 0.3, 500.0))))
+        if random.random() < 0.7:
+            at_s += random.choice((0.01, 1.0, 6.0))
+            orders.append((at_s, worker, None))
+    return tuple(orders)
 
 
 def draw_spec(random: Random, page_size: int, requests: tuple[PlannedRequest, ...], reserve_tokens: int) -> EngineSpec:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from actors.decode import DecodePhase
 from actors.prefill import PrefillPhase
-from actors.turn import Turn, enqueue
+from actors.turn import Flight, Turn, enqueue
+from actors.worker import WorkerActor
 from runtime.engine import Engine, KvChunk
 from runtime.pages import PagePool
 from runtime.prefix_cache import extend
@@ -22,6 +24,28 @@ def pages_freed_without_quarantine(patch: pytest.MonkeyPatch) -> None:
         release(self, pages, 0)
 
     patch.setattr(PagePool, "release", mutant)
+
+
+def pages_freed_twice(patch: pytest.MonkeyPatch) -> None:
+    """A page that is given up is free for two to take."""
+    give_up = PagePool._give_up
+
+    def mutant(self: PagePool, page: int) -> None:
+        give_up(self, page)
+        self._free.append(page)
+
+    patch.setattr(PagePool, "_give_up", mutant)
+
+
+def pages_freed_while_a_copy_reads_them(patch: pytest.MonkeyPatch) -> None:
+    """A step that was read retires its whole turn, also the gathers behind it."""
+    execute = WorkerActor._execute
+
+    async def mutant(self: WorkerActor, ctx: Any, turn: Turn) -> Flight | None:
+        flight = await execute(self, ctx, turn)
+        return None if flight is None else msgspec.structs.replace(flight, retires=self._turn)
+
+    patch.setattr(WorkerActor, "_execute", mutant)
 
 
 def quarantine_ends_a_turn_early(patch: pytest.MonkeyPatch) -> None:
@@ -113,6 +137,8 @@ def answers_are_cached_a_page_too_far(patch: pytest.MonkeyPatch) -> None:
 
 PAGES = (
     Planted(pages_freed_without_quarantine, found_at=0),
+    Planted(pages_freed_twice, found_at=0),
+    Planted(pages_freed_while_a_copy_reads_them, found_at=1),
     Planted(quarantine_ends_a_turn_early, found_at=0),
     Planted(tail_page_shared_by_choices, found_at=2),
     Planted(row_freed_before_its_step, found_at=0),

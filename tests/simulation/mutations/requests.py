@@ -6,7 +6,7 @@ import pytest
 
 from actors.decode import DecodePhase, Lease
 from actors.messages import Key
-from actors.prefill import PrefillPhase
+from actors.prefill import PrefillPhase, Staged
 from actors.scheduler import SchedulerActor
 from actors.tombstones import Tombstones
 from tests.simulation.mutations.planted import Planted
@@ -25,7 +25,10 @@ def chunk_counts_before_it_arrives(patch: pytest.MonkeyPatch) -> None:
 def credit_lost_when_acknowledged(patch: pytest.MonkeyPatch) -> None:
     """A staged chunk is forgotten, but its credit is not given back."""
 
-    patch.setattr(PrefillPhase, "unstage", lambda self, key, sequence: self.staged.pop((key, sequence), None))
+    def mutant(self: PrefillPhase, key: Key, sequence: int) -> Staged | None:
+        return self.staged.pop((key, sequence), None)
+
+    patch.setattr(PrefillPhase, "unstage", mutant)
 
 
 def cancel_forgets_leases(patch: pytest.MonkeyPatch) -> None:

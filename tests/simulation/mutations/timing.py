@@ -30,6 +30,6 @@ def transfer_ends_with_its_first_chunk(patch: pytest.MonkeyPatch) -> None:
 
 
 TIMING = (
-    Planted(time_of_failed_attempts_is_lost, found_at=0),
-    Planted(transfer_ends_with_its_first_chunk, found_at=0),
+    Planted(time_of_failed_attempts_is_lost, found_at=1),
+    Planted(transfer_ends_with_its_first_chunk, found_at=5),
 )
