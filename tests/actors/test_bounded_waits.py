@@ -18,12 +18,13 @@ from actors.messages import GATEWAY, TRANSFER, AbortGroup, Key
 from actors.scheduler import SchedulerActor
 from actors.slice_calls import SliceCalls
 from actors.transfer import TransferActor
+from runtime.topology import parse_topology
 from tests.simulation import harness
 from tests.simulation.harness import SimulationFailure, run_workload
 from tests.simulation.loop import Waiter
 from tests.simulation.system import SimSystem
 from tests.simulation.wait_watch import WaitWatch
-from tests.simulation.workload import Workload, draw_faulty_workload, draw_workload
+from tests.simulation.workload import Workload, draw_workload
 from tests.test_imports import CARRIERS, ROOT, modules
 
 PROTOCOLS = (Path("actors/context.py"), Path("actors/client.py"))
@@ -144,9 +145,9 @@ def watches(monkeypatch: pytest.MonkeyPatch) -> list[WaitWatch]:
 
 def hanging(seed: int) -> Workload:
     """A seed's traffic, and one slice that hangs for longer than any call may take."""
-    drawn = draw_faulty_workload(seed)
-    hangs = dict.fromkeys(drawn.failing_steps, HANG_S)
-    return msgspec.structs.replace(drawn, failing_steps={}, hangs=hangs, step_timeout_s=SHORT_S, replay="")
+    drawn = draw_workload(seed)
+    first = parse_topology(drawn.topology).slices[0].name
+    return msgspec.structs.replace(drawn, hangs={first: HANG_S}, step_timeout_s=SHORT_S, replay="")
 
 
 @pytest.mark.parametrize("seed", range(6))
