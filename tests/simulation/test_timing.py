@@ -152,7 +152,7 @@ def completed(script: list[Callable[[float], Message]], seed: int) -> Completed:
         ended.extend([message] if isinstance(message, Completed) else [])
 
     carrier.observers.append(observe)
-    carrier.start(GATEWAY, GatewayActor(FakeText, 4, RecoveryOptions()).run, room)
+    carrier.start(GATEWAY, GatewayActor(FakeText, 4, {}, RecoveryOptions()).run, room)
     carrier.start(SCHEDULER, forget, room)
     carrier.start(CLIENT, send, room)
     carrier.loop.run_until(lambda: bool(ended), 10_000.0, 10_000)

@@ -1,19 +1,18 @@
 """Chunks that change on their way are noticed, sent again and never read; without checksums they would be."""
 
 from collections.abc import Callable
-from functools import partial
 from random import Random
 
 import msgspec
 import pytest
 
-from actors.worker import WorkerOptions
 from runtime.engine import KvChunk
 from tests.simulation import system
 from tests.simulation.fake_engine import FakeChunk, FakeMover
 from tests.simulation.harness import SimulationFailure, run_workload
 from tests.simulation.test_simulation import traffic, workload
 from tests.simulation.timing_watch import TimingWatch
+from tests.simulation.workload import Workload
 
 SHARE = 0.3
 TOPOLOGIES = ("prefill=1,decode=1", "prefill=2,decode=2")
@@ -46,21 +45,24 @@ def _inexact(now: Callable[[], float]) -> TimingWatch:
     return watch
 
 
+def verified(topology: str, seed: int) -> Workload:
+    """Six requests on a system that checks its chunks."""
+    return msgspec.structs.replace(workload(topology, traffic(0.02), seed), verify_kv=True)
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("seed", range(3))
 def test_changed_chunks_are_sent_again(topology: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system, "WorkerOptions", partial(WorkerOptions, verify_kv=True))
     monkeypatch.setattr(system, "TimingWatch", _inexact)
     corruption = Corruption(monkeypatch, seed)
-    outcome = run_workload(workload(topology, traffic(0.02), seed))
+    outcome = run_workload(verified(topology, seed))
     assert outcome.completed == 6
     assert corruption.changed > 0
     assert outcome.messages["ChunkCorrupt"] == corruption.changed
 
 
-def test_with_nothing_changed_nothing_is_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system, "WorkerOptions", partial(WorkerOptions, verify_kv=True))
-    outcome = run_workload(workload("prefill=2,decode=2", traffic(0.02)))
+def test_with_nothing_changed_nothing_is_sent_twice() -> None:
+    outcome = run_workload(verified("prefill=2,decode=2", 0))
     assert outcome.completed == 6
     assert "ChunkCorrupt" not in outcome.messages
     assert "ChunkLost" not in outcome.messages
