@@ -139,3 +139,16 @@ def test_when_nothing_ends_at_all_nobody_new_is_let_in() -> None:
     assert error is not None
     assert error.retry_after_s == 60
     assert "3600" in error.message
+
+
+def test_a_standstill_is_no_rate() -> None:
+    rate = DrainRate()
+    rate.waits(True, 0.0)
+    for end in range(3):
+        rate.ended(1.0 + end)
+    for _ in range(3):  # a worker died, and what had made room waits again
+        rate.returned(4.0)
+    assert rate.per_s(5.0) is None
+    rate.ended(6.0)
+    rate.ended(7.0)
+    assert rate.per_s(8.0) is not None
