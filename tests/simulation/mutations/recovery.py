@@ -78,20 +78,16 @@ def prefixes_are_never_told_again(patch: pytest.MonkeyPatch) -> None:
 
 def restart_keeps_the_old_prefixes(patch: pytest.MonkeyPatch) -> None:
     """What a worker had cached in one life it is believed to have in the next."""
-    worker_up = SchedulerActor._worker_up
-
-    def mutant(self: SchedulerActor, ctx: Any, message: Any) -> None:
-        before = self.workers.get(message.inventory.worker)
-        worker_up(self, ctx, message)
-        view = self.workers.get(message.inventory.worker)
-        if before is not None and view is not None and view is not before:
-            view.prefixes = before.prefixes
-
-    patch.setattr(SchedulerActor, "_worker_up", mutant)
+    _restart_keeps(patch, "prefixes")
 
 
 def restart_keeps_the_old_inventory(patch: pytest.MonkeyPatch) -> None:
     """A new life is believed to have the pages and rows of the one before it, whose reports counted further."""
+    _restart_keeps(patch, "inventory")
+
+
+def _restart_keeps(patch: pytest.MonkeyPatch, name: str) -> None:
+    """The scheduler's view of a new life has this of the old one."""
     worker_up = SchedulerActor._worker_up
 
     def mutant(self: SchedulerActor, ctx: Any, message: Any) -> None:
@@ -99,7 +95,7 @@ def restart_keeps_the_old_inventory(patch: pytest.MonkeyPatch) -> None:
         worker_up(self, ctx, message)
         view = self.workers.get(message.inventory.worker)
         if before is not None and view is not None and view is not before:
-            view.inventory = before.inventory
+            setattr(view, name, getattr(before, name))
 
     patch.setattr(SchedulerActor, "_worker_up", mutant)
 
