@@ -12,6 +12,7 @@ import msgspec
 
 from actors.messages import Address, Completed, Delta, DrainAnswer, Failed, Status
 from runtime.sampling_params import SamplingParams
+from runtime.text_stream import TextOptions
 
 ClientEvent = Delta | Completed | Failed
 
@@ -20,17 +21,20 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request as the API hands it over. `request` is unique, also among those that have ended.
 
     `queue_timeout_s` bounds the time to the first token, `progress_timeout_s` the time from one token to the next.
-    Requests share cached prefixes only with those of the same `cache_salt`.
+    Requests share cached prefixes only with those of the same `cache_salt`. The smaller its `priority`, the sooner a
+    request is placed. `timeout_s` bounds its whole time.
     """
 
     request: str
     prompt: tuple[int, ...]
     params: SamplingParams
     num_choices: int = 1
-    stop: tuple[str, ...] = ()
+    text: TextOptions = TextOptions()
     cache_salt: str | None = None
+    priority: int = 0
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
+    timeout_s: float | None = None
 
 
 class EngineClient(Protocol):

@@ -54,10 +54,11 @@ from actors.reconcile import Overdue, choice_keys
 from actors.recovery import RecoveryOptions
 from actors.tombstones import Tombstones
 from actors.worker_board import WorkerBoard
+from runtime.text_stream import TextOptions
 from runtime.topology import Role
 
-TextStreamFactory = Callable[[tuple[str, ...], int], TextStream]
-"""Makes the text stream of one choice from the request's stop strings and its `min_tokens`."""
+TextStreamFactory = Callable[[TextOptions], TextStream]
+"""Makes the text stream of one choice."""
 
 STRAY_TIMEOUT_S = 600.0
 """By then nothing of an attempt that a worker gave up is still under way."""
@@ -150,7 +151,7 @@ class GatewayActor:
         if refusal is not None:
             ctx.post(submit.client, Failed(request=submit.request, error=refusal))
             return
-        texts = tuple(self._make_text(submit.stop, submit.params.min_tokens) for _ in range(submit.num_choices))
+        texts = tuple(self._make_text(submit.text) for _ in range(submit.num_choices))
         record = self.ledger.open(submit, ctx.now(), texts)
         heapq.heappush(self._deadlines, (record.deadline, submit.request))
         self._admit(ctx, record, record.choices[0].group, tuple(range(submit.num_choices)))

@@ -12,6 +12,7 @@ import msgspec
 from actors.stage_clock import StageTimes
 from runtime.prefix_cache import Digest, PrefixChain
 from runtime.sampling_params import SamplingParams
+from runtime.text_stream import TextOptions
 from runtime.topology import Role
 
 Address = NewType("Address", str)
@@ -73,7 +74,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Submit(Message, frozen=True, kw_only=True):
     """A validated request. All its events go to `client`; exactly one of them is terminal.
 
-    Only requests with the same `cache_salt` share cached prefixes.
+    Only requests with the same `cache_salt` share cached prefixes. The smaller its `priority`, the sooner it is placed.
+    `timeout_s` bounds its whole time.
     """
 
     request: str
@@ -81,10 +83,12 @@ class Submit(Message, frozen=True, kw_only=True):
     prompt: tuple[int, ...]
     params: SamplingParams
     num_choices: int
-    stop: tuple[str, ...] = ()
+    text: TextOptions = TextOptions()
     cache_salt: str | None = None
+    priority: int = 0
     queue_timeout_s: float
     progress_timeout_s: float
+    timeout_s: float | None = None
 
 
 class Disconnect(Message, frozen=True, kw_only=True):
@@ -107,7 +111,7 @@ class Delta(Message, frozen=True, kw_only=True):
 
     Text is held back while it could be the beginning of a stop string or of an incomplete character, so a delta may
     carry tokens and no text. The delta with `finish` is the choice's last; `stop_match` names the matched stop string
-    or token id.
+    or token id. A choice's first delta brings the logprobs of the prompt behind its first token, if they were wanted.
     """
 
     request: str
@@ -116,6 +120,7 @@ class Delta(Message, frozen=True, kw_only=True):
     tokens: tuple[TokenRecord, ...]
     finish: FinishReason | None = None
     stop_match: str | int | None = None
+    prompt_logprobs: tuple[TokenRecord, ...] = ()
 
 
 class Completed(Message, frozen=True, kw_only=True):
@@ -420,12 +425,14 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
 class TokensSampled(Message, frozen=True, kw_only=True):
     """All tokens of one step of one worker.
 
-    `cached` repeats what `PrefillStarted` told of the groups whose prefill this step has ended.
+    `cached` repeats what `PrefillStarted` told of the groups whose prefill this step has ended; `prompt_logprobs` are
+    those of whole prompts that it has ended.
     """
 
     worker: Address
     tokens: tuple[SampledToken, ...]
     cached: tuple[tuple[Key, int], ...] = ()
+    prompt_logprobs: tuple[tuple[Key, tuple[TokenRecord, ...]], ...] = ()
 
 
 class Preempted(Message, frozen=True, kw_only=True):

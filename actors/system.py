@@ -187,10 +187,12 @@ def _submit(request: GenerateRequest, client: Address) -> Submit:
         prompt=request.prompt,
         params=request.params,
         num_choices=request.num_choices,
-        stop=request.stop,
+        text=request.text,
         cache_salt=request.cache_salt,
+        priority=request.priority,
         queue_timeout_s=request.queue_timeout_s,
         progress_timeout_s=request.progress_timeout_s,
+        timeout_s=request.timeout_s,
     )
 
 

@@ -17,6 +17,7 @@ from api.model import ApiSettings, ServedModel
 from api.sampling import resolve_sampling
 from api.schema import UNSUPPORTED, SamplingBody
 from runtime.errors import RequestError
+from runtime.text_stream import TextOptions
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 512
@@ -92,7 +93,7 @@ def make_job(
             prompt=tuple(prompt.tokens),
             params=resolve_sampling(body, _token_budget(prompt, max_tokens, model), logprobs, model),
             num_choices=num_choices,
-            stop=stop,
+            text=TextOptions(stop=stop, min_tokens=body.min_tokens or 0),
             cache_salt=salt,
             queue_timeout_s=settings.queue_timeout_s,
             progress_timeout_s=settings.progress_timeout_s,

@@ -7,7 +7,7 @@ reads them. All calls run on the slice's own thread, in order; `dispatch`, `gath
 enqueue device work, `fetch` and `wait` block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NewType, Protocol
 
 import msgspec
@@ -49,7 +49,8 @@ class RowState(msgspec.Struct, frozen=True, kw_only=True):
     `prompt` is the prompt as the client sent it and `output` the tokens accepted so far: both feed the penalties, and
     `len(output)` is the index of the next token to sample. `length` tokens have (or, for a row that a prefill of the
     same step sequence fills, will have) KV in `pages`. `last_token` is fed by the next decode step; it is ignored for
-    a row that is first sampled by a prefill segment.
+    a row that is first sampled by a prefill segment. `mask` is a packed bit mask (see `SamplingParams`) that takes the
+    place of `sampling.allowed_mask` in samples that are not deferred.
     """
 
     row: int
@@ -60,19 +61,24 @@ class RowState(msgspec.Struct, frozen=True, kw_only=True):
     pages: tuple[int, ...]
     length: int
     last_token: int
+    mask: bytes | None = None
 
 
 class PrefillSegment(msgspec.Struct, frozen=True, kw_only=True):
     """A chunk of one prompt: `tokens` go to positions `start..start+len(tokens)-1`, KV to `pages`.
 
     `pages` covers positions 0..start+len(tokens)-1. `sample_rows` is empty unless this chunk ends the prompt; then
-    each listed row samples its next token from the chunk's last position.
+    each listed row samples its next token from the chunk's last position. With `score`, the number of alternatives, the
+    prompt's own tokens get logprobs (`fetch_scores`): those behind the chunk's tokens, the last of which is
+    `next_token`, None where the prompt ends.
     """
 
     tokens: tuple[int, ...]
     start: int
     pages: tuple[int, ...]
     sample_rows: tuple[int, ...] = ()
+    score: int | None = None
+    next_token: int | None = None
 
 
 class PageWrite(msgspec.Struct, frozen=True, array_like=True):
@@ -87,12 +93,14 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One forward pass: prefill segments and decode rows together (either may be empty).
 
     Each decode row feeds its last token, writes one KV entry and samples one token. `table` is applied first. A row
-    may not appear twice.
+    may not appear twice. With `deferred` decode rows are not sampled yet: that is `Engine.sample`'s, which has to be
+    called before anything else but `gather`, `insert` and what blocks.
     """
 
     prefill: tuple[PrefillSegment, ...] = ()
     decode: tuple[int, ...] = ()
     table: tuple[PageWrite, ...] = ()
+    deferred: bool = False
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +112,14 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     row: int
     token: int
     logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Scored(msgspec.Struct, frozen=True, array_like=True):
+    """One token of a prompt with its logprob behind the tokens before it, and the likeliest tokens there."""
+
+    token: int
+    logprob: float
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -137,6 +153,18 @@ class Engine(Protocol):
 
     def fetch(self, handle: StepHandle) -> tuple[Sampled, ...]:
         """Blocks until the step is done. Order: sample rows of each prefill segment, then decode rows."""
+        ...
+
+    def sample(self, handle: StepHandle, masks: Mapping[int, bytes]) -> StepHandle:
+        """Enqueues the sampling of a deferred step's decode rows and returns the handle to fetch; never waits.
+
+        `masks` are packed bit masks by row, which take the place of the rows' own; other rows keep theirs. The step's
+        forward pass runs while the host computes them.
+        """
+        ...
+
+    def fetch_scores(self, handle: StepHandle) -> tuple[tuple[Scored, ...], ...]:
+        """Blocks until the step is done; one tuple for each of its segments with `score`, in their order."""
         ...
 
     def gather(self, pages: Sequence[int]) -> KvChunk:

@@ -4,20 +4,34 @@ Joins the detokenizer and the stop scanner. The gateway keeps one per choice and
 tokens. The token that ends a choice by its id is never pushed.
 """
 
+import msgspec
+
 from runtime.stop_strings import StopScanner
 from runtime.tokens import Tokenizer
 
 
-class TextStream:
-    """Holds back incomplete characters and text that could begin a stop string.
+class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request's tokens become text.
 
-    Text of the first `min_tokens` tokens is not searched for stop strings.
+    Text of the first `min_tokens` tokens is not searched for `stop` strings. With `include_stop` what has stopped the
+    choice belongs to its text. Special tokens give no text, but those in `shown_ids`, or all without
+    `skip_special_tokens`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], min_tokens: int = 0) -> None:
+    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    shown_ids: tuple[int, ...] = ()
+
+
+class TextStream:
+    """Holds back incomplete characters and text that could begin a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, options: TextOptions) -> None:
         self._detokenizer = tokenizer.detokenizer()
-        self._scanner = StopScanner(stop)
-        self._unscanned_tokens = min_tokens
+        self._scanner = StopScanner(options.stop)
+        self._unscanned_tokens = options.min_tokens
 
     def push(self, token: int) -> tuple[str, str | None]:
         """Returns the released text and the matched stop string; after a match nothing more is released."""

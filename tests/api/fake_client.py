@@ -75,7 +75,7 @@ class FakeClient:
         tokens = self.tokenizer.encode(self.texts[choice % len(self.texts)])
         finish: FinishReason = "length" if len(tokens) > request.params.max_tokens else "stop"
         tokens = tokens[: request.params.max_tokens]
-        stream = TextStream(self.tokenizer, request.stop)
+        stream = TextStream(self.tokenizer, request.text)
         deltas = []
         for position, token in enumerate(tokens):
             text, match = stream.push(token)

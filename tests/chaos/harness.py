@@ -23,7 +23,7 @@ from runtime.engine import Engine
 from runtime.jax_engine import JaxEngine
 from runtime.kv_mover import DevicePutMover
 from runtime.sampling_params import SamplingParams
-from runtime.text_stream import TextStream
+from runtime.text_stream import TextOptions, TextStream
 from runtime.tokens import Tokenizer
 from runtime.topology import parse_topology
 from tests.e2e.parity import EngineShelf
@@ -97,7 +97,7 @@ def make_requests(tokenizer: Tokenizer, seed: int) -> list[GenerateRequest]:
             prompt=tuple(tokenizer.encode(prompt, add_special_tokens=False)),
             params=params,
             num_choices=2 if index % 5 == 0 else 1,
-            stop=("</think>",) if index % 4 == 1 else (),
+            text=TextOptions(stop=("</think>",) if index % 4 == 1 else ()),
         )
         requests.append(request)
     return requests
@@ -139,8 +139,8 @@ class Server:
             await _settled(system)
         return answers, campaign
 
-    def _text(self, stop: tuple[str, ...], min_tokens: int) -> TextStream:
-        return TextStream(self.tokenizer, stop, min_tokens)
+    def _text(self, options: TextOptions) -> TextStream:
+        return TextStream(self.tokenizer, options)
 
 
 async def _ask(system: System, request: GenerateRequest) -> Answer:

@@ -25,6 +25,7 @@ from runtime.kv_mover import DevicePutMover, chunk_heads_of
 from runtime.model_config import load_model_config
 from runtime.placement import Placement
 from runtime.sampler_noise import gumbel, row_keys
+from runtime.text_stream import TextOptions
 from runtime.topology import Slice, parse_topology
 from runtime.weights import load_weights
 from tests.reference_model import ReferenceModel
@@ -43,7 +44,7 @@ class Answer(msgspec.Struct):
 class NoText:
     """Text is not compared here: it is derived from tokens."""
 
-    def __init__(self, stop: tuple[str, ...], min_tokens: int) -> None:
+    def __init__(self, options: TextOptions) -> None:
         pass
 
     def push(self, token: int) -> tuple[str, str | None]:

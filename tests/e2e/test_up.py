@@ -37,7 +37,9 @@ def events(response: httpx.Response) -> Iterator[dict[str, object]]:
 def test_it_answers_in_a_stream_and_ends_cleanly_on_sigterm(server: ServerProcess) -> None:
     assert "prefill=1x1,decode=1x1" in server.text
     with httpx.Client(base_url=server.url, timeout=120) as client:
-        assert client.get("/health").json() == {"status": "ready"}
+        health = client.get("/health").json()
+        assert health["status"] == "ready"
+        assert set(health["workers"]) == {"prefill.0", "decode.0"}
         body = {"model": server.name, "messages": QUESTION, "stream": True, "temperature": 0, "max_tokens": 64}
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
             assert response.status_code == 200

@@ -14,6 +14,7 @@ from actors.messages import (
     TokensSampled,
 )
 from actors.wiring import CLIENT_CAPACITY
+from runtime.text_stream import TextOptions
 from tests.simulation.loop import Loop, Waiter
 from tests.simulation.workload import PlannedRequest
 
@@ -73,7 +74,7 @@ class SimClient:
                 prompt=plan.prompt,
                 params=plan.params,
                 num_choices=plan.num_choices,
-                stop=plan.stop,
+                text=TextOptions(stop=plan.stop, min_tokens=plan.params.min_tokens),
                 cache_salt=plan.cache_salt,
                 queue_timeout_s=plan.queue_timeout_s,
                 progress_timeout_s=plan.progress_timeout_s,

@@ -13,6 +13,7 @@ import msgspec
 from actors.messages import FinishReason, TokenRecord
 from runtime.sampling_params import SamplingParams
 from runtime.stop_strings import StopScanner
+from runtime.text_stream import TextOptions
 
 VOCAB_SIZE = 64
 END_OF_TEXT = 1
@@ -99,9 +100,9 @@ class FakeText:
     Text of the first `min_tokens` tokens is not scanned.
     """
 
-    def __init__(self, stop: tuple[str, ...], min_tokens: int) -> None:
-        self._scanner = StopScanner(stop)
-        self._unscanned = min_tokens
+    def __init__(self, options: TextOptions) -> None:
+        self._scanner = StopScanner(options.stop)
+        self._unscanned = options.min_tokens
 
     def push(self, token: int) -> tuple[str, str | None]:
         self._unscanned -= 1
