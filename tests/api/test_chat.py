@@ -114,7 +114,7 @@ async def test_a_stop_string_ends_the_text_before_it(http: httpx.AsyncClient, cl
     choice = (await http.post(URL, json=chat(stop=["nope", " is"]))).json()["choices"][0]
     assert choice["message"]["content"] == "The answer"
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", " is")
-    assert client.requests[0].stop == ("nope", " is")
+    assert client.requests[0].text.stop == ("nope", " is")
 
 
 async def test_logprobs(http: httpx.AsyncClient, tokenizer: Tokenizer, client: FakeClient) -> None:
