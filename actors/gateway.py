@@ -278,10 +278,10 @@ class GatewayActor:
     def _derive(
         self, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken
     ) -> tuple[str, FinishReason | None, str | int | None]:
-        """Text, finish reason and what matched, from one accepted token. A token that stops by its id has no text."""
+        """Text, finish reason and what matched, from one accepted token."""
         token: TokenRecord = sampled.record
         if sampled.finish == "stop":
-            return choice.text.finish(), "stop", token.token
+            return choice.text.end(token.token), "stop", token.token
         text, stop_string = choice.text.push(token.token)
         if stop_string is not None:
             return text, "stop", stop_string
