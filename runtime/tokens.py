@@ -57,6 +57,10 @@ class TemplateOptions(msgspec.Struct, frozen=True, kw_only=True):
     variables: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
+PLAIN_TURN = TemplateOptions()
+"""The assistant's turn begins, and the template has its own way."""
+
+
 class Tokenizer:
     """A fast tokenizer and its chat template. Build it with `load`."""
 
@@ -131,16 +135,12 @@ class Tokenizer:
         """
         return self._longest
 
-    def decode(
-        self, tokens: Sequence[int], *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()
-    ) -> str:
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()) -> str:
         """Text of `tokens`; without special tokens, but those in `shown_ids`, if these are skipped."""
         skipped = self._skipped(skip_special_tokens, shown_ids)
         return self._decode_all([token for token in tokens if token not in skipped])
 
-    def detokenizer(
-        self, *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()
-    ) -> IncrementalDetokenizer:
+    def detokenizer(self, *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
         """A fresh incremental decoder whose pieces, joined, equal `decode`."""
         skipped = self._skipped(skip_special_tokens, shown_ids)
         if self._byte_level:
@@ -180,7 +180,7 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        options: TemplateOptions = TemplateOptions(),
+        options: TemplateOptions = PLAIN_TURN,
     ) -> str:
         """The prompt text of a conversation. Raises RequestError for what the model's template refuses."""
         from jinja2 import TemplateError
