@@ -7,13 +7,14 @@ where they came as text, and their logprobs as a number; all else is shared and 
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from actors.client import GenerateRequest
 from api.checks import check_token_ids, shown, whole_in_range
 from api.model import ApiSettings, ServedModel
+from api.parsers.parts import ContentParser, OutputParser
 from api.sampling import resolve_sampling
 from api.schema import UNSUPPORTED, SamplingBody
 from api.text_options import resolve_text
@@ -58,10 +59,10 @@ class MaxTokens(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP request, ready to run: one engine request per prompt, `num_choices` choices each.
 
-    `include_timing` comes from a header, so it is the endpoint that sets it. `echo` has one entry for each
-    prompt where answers begin with it. `logprobs` and `prompt_logprobs` are how many alternatives the client sees of
-    each token, None for no logprobs; the engine may have been asked for more. With `drop_tokens` nothing of what is
-    sampled is shown or counted.
+    `include_timing` comes from a header, so it is the endpoint that sets it. `make_parser` makes the parser of one
+    choice's text; completions show the text as it is. `echo` has one entry for each prompt where answers begin with it.
+    `logprobs` and `prompt_logprobs` are how many alternatives the client sees of each token, None for no logprobs; the
+    engine may have been asked for more. With `drop_tokens` nothing of what is sampled is shown or counted.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool = False
     tokens_as_ids: bool = False
     include_timing: bool = False
+    make_parser: Callable[[], OutputParser] = ContentParser
 
 
 def encode_prompt(
