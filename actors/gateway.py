@@ -293,13 +293,11 @@ class GatewayActor:
     ) -> tuple[str, FinishReason | None, str | int | None]:
         """Text, finish reason and what matched, from one accepted token.
 
-        A token that stops by its id has no text, unless what has stopped the choice is to be shown. One that completes
-        what a constraint allows is a token like any other.
+        One that completes what a constraint allows is a token like any other.
         """
         token = sampled.record.token
         if sampled.finish == "stop" and token in record.submit.params.stop_token_ids:
-            text = choice.text.push(token)[0] if record.submit.text.include_stop else ""
-            return text + choice.text.finish(), "stop", token
+            return choice.text.end(token), "stop", token
         text, stop_string = choice.text.push(token)
         if stop_string is not None:
             return text, "stop", stop_string
