@@ -6,6 +6,7 @@ level INFO, each name once per process. Fields that would change the answer but 
 `UNSUPPORTED` and refused by name.
 """
 
+import functools
 import logging
 import re
 import threading
@@ -119,10 +120,6 @@ UNSUPPORTED = (
 
 Body = TypeVar("Body", bound=SamplingBody)
 
-_DECODERS: dict[type[SamplingBody], msgspec.json.Decoder[Any]] = {
-    ChatBody: msgspec.json.Decoder(ChatBody),
-    CompletionBody: msgspec.json.Decoder(CompletionBody),
-}
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 _MAX_LOGGED = 1000
@@ -135,7 +132,7 @@ def decode_body(data: bytes, body_type: type[Body]) -> Body:
     """Decodes a request's body, or tells which field is of a wrong type."""
     try:
         data.decode()
-        body: Body = _DECODERS[body_type].decode(data)
+        body: Body = _decoder(body_type).decode(data)
     except msgspec.ValidationError as error:
         raise _type_error(str(error)) from error
     except UnicodeDecodeError as error:
@@ -147,6 +144,11 @@ def decode_body(data: bytes, body_type: type[Body]) -> Body:
     if logger.isEnabledFor(logging.INFO):
         _log_unknown(data, body_type)
     return body
+
+
+@functools.cache
+def _decoder(body_type: type[SamplingBody]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(body_type)
 
 
 def _type_error(text: str) -> RequestError:
