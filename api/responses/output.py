@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from api.parsers.parts import CallArguments, CallBegan, Content, Part, Reasoning
 from api.responses.items import (
     FunctionCallItem,
     ItemStatus,
@@ -18,7 +19,6 @@ from api.responses.items import (
     ReasoningText,
     new_id,
 )
-from api.responses.parts import CallArguments, CallBegan, Content, Part, Reasoning
 
 Event = dict[str, Any]
 Logprob = dict[str, Any]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from actors.messages import Delta, ErrorInfo, FinishReason, TokenRecord
+from api.parsers.parts import Content, OutputParser, Part, Reasoning
 from api.responses.objects import (
     IncompleteDetails,
     ResponseObject,
@@ -17,7 +18,6 @@ from api.responses.objects import (
     usage_of,
 )
 from api.responses.output import Event, Logprob, Output
-from api.responses.parts import Content, OutputParser, Part, Reasoning
 from api.run import Usage
 from api.timing import timing_body
 

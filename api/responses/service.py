@@ -19,7 +19,6 @@ from api.model import ApiSettings, ServedModel
 from api.responses.background import BackgroundRun, BackgroundRuns, Emit
 from api.responses.objects import ResponseObject
 from api.responses.output import Event
-from api.responses.parts import PlainParser
 from api.responses.prepare import Prepared
 from api.responses.progress import Progress, encode_events
 from api.responses.store import Block, Kept, ResponseStore, StoreLimits
@@ -146,7 +145,7 @@ class ResponseService:
         render = None
         if job.logprobs is not None:
             render = lambda tokens: chat_logprobs(tokenizer, tokens)["content"]  # noqa: E731
-        return Progress(prepared.response, PlainParser(), render)
+        return Progress(prepared.response, job.make_parser(), render)
 
     def _keep_run(self, run: BackgroundRun) -> None:
         self._keep(run.prepared, run.response, tuple(run.events))
