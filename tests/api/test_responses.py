@@ -4,12 +4,8 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 
-from api.app import create_app
-from api.model import ApiSettings, Readiness, ServedModel
-from tests.api.fake_client import FakeClient, failed, nothing
-from tests.api.exchange import exchange
+from tests.api.fake_client import FakeClient
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/responses"
