@@ -9,7 +9,12 @@ from typing import Any
 from api.responses.items import shown
 from runtime.errors import RequestError
 
-_FUNCTION_KEYS = ("name", "description", "parameters", "strict")
+_FUNCTION_KEYS: dict[str, tuple[type, str]] = {
+    "name": (str, "a string"),
+    "description": (str, "a string"),
+    "parameters": (dict, "an object"),
+    "strict": (bool, "true or false"),
+}
 
 Tools = list[dict[str, Any]] | None
 Choice = str | dict[str, Any] | None
@@ -24,6 +29,7 @@ def chat_tools(tools: Tools, choice: Choice) -> Tools:
                 param=f"tools[{index}].type",
                 code="unsupported_parameter",
             )
+        _check_function(f"tools[{index}]", tool)
     allowed = _allowed_names(tools, choice)
     kept = [tool for tool in tools or [] if allowed is None or tool.get("name") in allowed]
     return [_nested(tool) for tool in kept] or None
@@ -48,6 +54,13 @@ def chat_tool_choice(choice: Choice) -> Choice:
                 f"tool_choice.type: must be one of function, allowed_tools, got {shown(other)}",
                 param="tool_choice.type",
             )
+
+
+def _check_function(param: str, tool: dict[str, Any]) -> None:
+    for key, (kind, words) in _FUNCTION_KEYS.items():
+        value = tool.get(key)
+        if not (isinstance(value, kind) or (value is None and key != "name")):
+            raise RequestError(f"{param}.{key}: must be {words}, got {shown(value)}", param=f"{param}.{key}")
 
 
 def _allowed_names(tools: Tools, choice: Choice) -> Sequence[str] | None:
