@@ -126,10 +126,8 @@ def _responses(operation: Operation, of_type: dict[str, Any], needs_key: bool) -
     schema = {"type": "string"} if operation.answer is None else of_type[_key(operation.answer)]
     content: dict[str, Any] = {operation.media_type: {"schema": schema}}
     if operation.events is not None:
-        content["text/event-stream"] = {
-            "schema": {"type": "string", "description": "Server-sent events, each with one JSON object as its data."},
-            "x-event-schema": {"anyOf": [of_type[_key(operation.events)], of_type[_key(ErrorBody)]]},
-        }
+        payload = {"anyOf": [of_type[_key(operation.events)], of_type[_key(ErrorBody)]]}
+        content["text/event-stream"] = {"schema": _event(payload)}
     found = {str(status): _response(status, content) for status in operation.statuses}
     failures = {*operation.errors, 500}
     if operation.admin:
@@ -138,6 +136,17 @@ def _responses(operation: Operation, of_type: dict[str, Any], needs_key: bool) -
         failures.add(401)
     body = {"application/json": {"schema": of_type[_key(ErrorBody)]}}
     return found | {str(status): _response(status, body) for status in sorted(failures - {*operation.statuses})}
+
+
+def _event(payload: dict[str, Any]) -> dict[str, Any]:
+    """One server-sent event: its data is JSON, or the word that ends a stream."""
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
+    return {
+        "description": "Each event of the stream.",
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, text]}},
+        "required": ["data"],
+    }
 
 
 def _response(status: int, content: dict[str, Any]) -> dict[str, Any]:

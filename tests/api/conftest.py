@@ -25,6 +25,9 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     serve = Starlette.__call__
 
     async def watched(self: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await serve(self, scope, receive, send)
+            return
         watcher = Watcher(scope, send)
         try:
             await serve(self, scope, receive, watcher.send)
