@@ -7,13 +7,14 @@ where they came as text, and their logprobs as a number; all else is shared and 
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from actors.client import GenerateRequest
 from api.checks import check_token_ids, shown, whole_in_range
 from api.model import ApiSettings, ServedModel
+from api.parsers.parts import ContentParser, OutputParser
 from api.sampling import resolve_sampling
 from api.schema import UNSUPPORTED, SamplingBody
 from runtime.errors import RequestError
@@ -45,7 +46,8 @@ class MaxTokens(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP request, ready to run: one engine request per prompt, `num_choices` choices each.
 
-    `include_timing` comes from a header, so it is the endpoint that sets it.
+    `include_timing` comes from a header, so it is the endpoint that sets it. `make_parser` makes the parser of one
+    choice's text; completions show the text as it is.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage: bool
     logprobs: int | None
     include_timing: bool = False
+    make_parser: Callable[[], OutputParser] = ContentParser
 
 
 def encode_prompt(param: str, text: str, model: ServedModel, *, add_special_tokens: bool = False) -> Prompt:

@@ -1,0 +1,6 @@
+"""Constraints on what may be sampled that only the host can decide: grammars, bad words, thinking budgets."""
+
+from runtime.constraints.protocol import Constraint, Constraints
+from runtime.errors import ConstraintError
+
+__all__ = ["Constraint", "ConstraintError", "Constraints"]
