@@ -157,8 +157,6 @@ class SchedulerActor:
         if error is not None:
             self._refuse(ctx, admit.key, error)
             return
-        if admit.key.attempt > 1:
-            self._rate.returned(ctx.now())
         self._waiting.enter(msgspec.structs.replace(admit, choices=choices))
 
     def _refusal(self, admit: Admit, now: float) -> ErrorInfo | None:
@@ -326,7 +324,7 @@ class SchedulerActor:
             self.book.tombstones.bury(message.key, message.choices, message.deadline, ctx.now())
             return
         self._cancel(ctx, grant, message.choices, message.deadline)
-        if not grant.open:
+        if not grant.open and not message.again:
             self._rate.ended(ctx.now())
 
     def _cancel(self, ctx: Context, grant: Grant, choices: tuple[int, ...], deadline: float) -> None:
