@@ -27,6 +27,8 @@ from api.generate import GenerateEndpoint
 from api.health import health_body
 from api.model import ApiSettings, Readiness, ServedModel
 from api.models import model_entry, model_list
+from api.openapi import openapi_route
+from api.responses.routes import response_routes
 from api.validate import check_model
 from runtime import __version__
 from runtime.errors import RequestError
@@ -63,10 +65,12 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"], name="chat"),
             Route("/v1/completions", completions, methods=["POST"], name="completions"),
+            *response_routes(model, client, readiness, settings, limiter),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
             Route("/health", health),
             Route("/version", version),
+            openapi_route(needs_key=bool(settings.api_keys)),
             *(admin_routes(admin) if admin is not None else []),
         ],
         middleware=[Middleware(Edge, api_keys=settings.api_keys)],

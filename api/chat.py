@@ -22,7 +22,11 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 def prepare_chat(data: bytes, model: ServedModel, settings: ApiSettings) -> Job:
     """From a request's bytes to a job. Runs in a worker thread."""
-    body = decode_body(data, ChatBody)
+    return chat_job(decode_body(data, ChatBody), model, settings)
+
+
+def chat_job(body: ChatBody, model: ServedModel, settings: ApiSettings) -> Job:
+    """From a chat's body to a job."""
     check_model(body.model, model)
     logprobs = _num_logprobs(body)
     _check_response_format(body)

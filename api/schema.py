@@ -6,6 +6,7 @@ level INFO, each name once per process, but for those in `IGNORED`, which every 
 the answer but are not served are listed in `UNSUPPORTED` and refused by name.
 """
 
+import functools
 import logging
 import re
 import threading
@@ -145,10 +146,6 @@ IGNORED = frozenset({
 
 Body = TypeVar("Body", bound=SamplingBody)
 
-_DECODERS: dict[type[SamplingBody], msgspec.json.Decoder[Any]] = {
-    ChatBody: msgspec.json.Decoder(ChatBody),
-    CompletionBody: msgspec.json.Decoder(CompletionBody),
-}
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 _MAX_LOGGED = 1000
@@ -161,7 +158,7 @@ def decode_body(data: bytes, body_type: type[Body]) -> Body:
     """Decodes a request's body, or tells which field is of a wrong type."""
     try:
         data.decode()
-        body: Body = _DECODERS[body_type].decode(data)
+        body: Body = _decoder(body_type).decode(data)
     except msgspec.ValidationError as error:
         raise _type_error(str(error)) from error
     except UnicodeDecodeError as error:
@@ -173,6 +170,11 @@ def decode_body(data: bytes, body_type: type[Body]) -> Body:
     if logger.isEnabledFor(logging.INFO):
         _log_unknown(data, body_type)
     return body
+
+
+@functools.cache
+def _decoder(body_type: type[SamplingBody]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(body_type)
 
 
 def _type_error(text: str) -> RequestError:
