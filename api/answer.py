@@ -63,7 +63,7 @@ class Answer(ABC):
     def body(self, usage: Usage) -> dict[str, Any]:
         """The whole answer."""
         choices = [self.whole_choice(index, choice) for index, choice in enumerate(self._choices)]
-        body = {**self._envelope(self.whole_object), "choices": choices, "usage": usage_body(usage)}
+        body = {**self._envelope(self.whole_object), "choices": choices, "usage": self._usage(usage)}
         return body | self._timing(usage)
 
     def chunks(self, prompt: int, delta: Delta) -> list[dict[str, Any]]:
@@ -76,11 +76,18 @@ class Answer(ABC):
         """The stream's last chunk, for clients that asked for usage or stage times; none for others."""
         if not (self.job.include_usage or self.job.include_timing):
             return []
-        return [self._chunk([], usage_body(usage)) | self._timing(usage)]
+        return [self._chunk([], self._usage(usage)) | self._timing(usage)]
+
+    def usage_details(self) -> dict[str, Any]:
+        """What the endpoint adds to the usage, about the tokens so far."""
+        return {}
 
     def stop_reason(self, stop_match: str | int | None) -> str | int | None:
         """The stop string or id that the client asked for; the model's own end of text is no reason."""
         return None if stop_match in self.model.eos_token_ids else stop_match
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        return usage_body(usage) | self.usage_details()
 
     def _timing(self, usage: Usage) -> dict[str, Any]:
         return {TIMING_KEY: timing_body(usage.timings)} if self.job.include_timing else {}
@@ -88,7 +95,7 @@ class Answer(ABC):
     def _running_usage(self) -> dict[str, Any] | None:
         if not self.job.continuous_usage:
             return None
-        return _counts(self._num_prompt_tokens, self._num_tokens)
+        return _counts(self._num_prompt_tokens, self._num_tokens) | self.usage_details()
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
         chunk = {**self._envelope(self.chunk_object), "choices": choices}

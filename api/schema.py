@@ -83,6 +83,7 @@ class ChatMessage(msgspec.Struct):
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -98,7 +99,10 @@ class ChatBody(SamplingBody, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
-    functions: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    include_reasoning: bool | None = None
     continue_final_message: Any = None
 
 
@@ -114,7 +118,7 @@ class CompletionBody(SamplingBody, kw_only=True):
 
 UNSUPPORTED = (
     "structured_outputs", "bad_words", "allowed_token_ids", "prompt_logprobs", "include_stop_str_in_output",
-    "functions", "continue_final_message", "echo", "suffix",
+    "continue_final_message", "echo", "suffix",
 )  # fmt: skip
 
 Body = TypeVar("Body", bound=SamplingBody)

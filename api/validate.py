@@ -8,6 +8,7 @@ where they came as text, and their logprobs as a number; all else is shared and 
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -23,6 +24,9 @@ from runtime.text_stream import TextOptions
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 512
 MAX_SALT_CHARS = 512
+
+
+CallShape = Literal["none", "tool_calls", "function_call"]
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -47,7 +51,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP request, ready to run: one engine request per prompt, `num_choices` choices each.
 
     `include_timing` comes from a header, so it is the endpoint that sets it. `make_parser` makes the parser of one
-    choice's text; completions show the text as it is.
+    choice's text; completions show the text as it is. `call_shape` is where the client looks for calls, if there can be
+    any.
     """
 
     id: str
@@ -60,6 +65,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage: bool
     logprobs: int | None
     include_timing: bool = False
+    call_shape: CallShape = "none"
+    shows_reasoning: bool = True
     make_parser: Callable[[], OutputParser] = ContentParser
 
 

@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 
 from api.app import create_app
 from api.model import ApiSettings, Readiness, ServedModel
+from api.parsers.forms import TOOL_FORMS, OutputForms
 from runtime.model_config import GenerationDefaults
 from runtime.tokens import Tokenizer
 from tests.api.fake_client import FakeClient
@@ -41,6 +42,7 @@ def model(tokenizer: Tokenizer) -> ServedModel:
         max_choices=8,
         max_answers=8,
         draw_seed=lambda: 12345,
+        forms=OutputForms(tools=TOOL_FORMS["hermes"]),
     )
 
 
