@@ -7,6 +7,7 @@ import orjson
 
 from actors.messages import Delta, FinishReason
 from api.answer import Answer, Choice
+from api.chat_prompt import template_options
 from api.checks import whole_in_range
 from api.logprobs import chat_logprobs
 from api.model import ApiSettings, ServedModel
@@ -15,6 +16,7 @@ from api.parsers.parts import Part, Reasoning
 from api.parts import ChoiceParts, part_delta, whole_message
 from api.schema import ChatBody, ChatMessage, ToolCall, decode_body
 from api.tools import plan_tools
+from api.truncation import resolve_cut
 from api.validate import Job, MaxTokens, check_model, encode_prompt, make_job
 from runtime.errors import RequestError
 from runtime.sampling_params import MAX_LOGPROBS
@@ -27,17 +29,27 @@ ROLES = {
 
 def prepare_chat(data: bytes, model: ServedModel, settings: ApiSettings) -> Job:
     """From a request's bytes to a job. Runs in a worker thread."""
-    body = decode_body(data, ChatBody)
+    return chat_job(decode_body(data, ChatBody), model, settings)
+
+
+def chat_job(body: ChatBody, model: ServedModel, settings: ApiSettings) -> Job:
+    """From a chat's body to a job."""
     check_model(body.model, model)
     logprobs = _num_logprobs(body)
     _check_response_format(body)
     plan = plan_tools(body.tools, body.tool_choice, body.functions, body.function_call, body.parallel_tool_calls)
     text = _render(body, list(plan.offered) or None, model)
-    prompt = encode_prompt("messages", text, model)
     if body.max_completion_tokens is not None:
         max_tokens = MaxTokens(param="max_completion_tokens", asked=body.max_completion_tokens)
     else:
         max_tokens = MaxTokens(param="max_tokens", asked=body.max_tokens)
+    prompt = encode_prompt(
+        "messages",
+        text,
+        model,
+        add_special_tokens=bool(body.add_special_tokens),
+        cut=resolve_cut(body.truncate_prompt_tokens, max_tokens.asked, model),
+    )
     job = make_job("chatcmpl", body, [prompt], max_tokens, logprobs, model, settings)
     job = msgspec.structs.replace(job, shows_reasoning=body.include_reasoning is not False)
     return with_output(job, plan, text, model)
@@ -64,13 +76,14 @@ def _render(body: ChatBody, tools: list[dict[str, Any]] | None, model: ServedMod
     """The prompt text. Templates disagree whether a call's arguments are an object or its JSON text: try both."""
     if not body.messages:
         raise RequestError("messages: at least one message is needed", param="messages")
+    options = template_options(body)
     turns = [_turn(index, message) for index, message in enumerate(body.messages)]
     if not any("tool_calls" in turn for turn in turns):
-        return model.tokenizer.render_chat(turns, tools)
+        return model.tokenizer.render_chat(turns, tools, options)
     try:
-        return model.tokenizer.render_chat([_with_parsed_arguments(turn) for turn in turns], tools)
+        return model.tokenizer.render_chat([_with_parsed_arguments(turn) for turn in turns], tools, options)
     except RequestError:
-        return model.tokenizer.render_chat(turns, tools)
+        return model.tokenizer.render_chat(turns, tools, options)
 
 
 def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
@@ -152,7 +165,7 @@ class ChatAnswer(Answer):
         """Takes a delta for the whole answer."""
         super().add(prompt, delta)
         index = self.index(prompt, delta.choice)
-        self._whole[index] += self._parts[index].add(delta)
+        self._whole[index] += self._parts[index].add(self._take(prompt, delta))
 
     def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """A finished choice with its message."""
@@ -163,7 +176,8 @@ class ChatAnswer(Answer):
             ),
             "logprobs": self._logprobs(choice.tokens),
             "finish_reason": self._finish(index, choice.finish),
-            "stop_reason": self.stop_reason(choice.stop_match),
+            **self.stop_fields(choice.stop_match),
+            **self.token_fields(choice.tokens),
         }
 
     def choice_chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
@@ -183,9 +197,10 @@ class ChatAnswer(Answer):
             "delta": last,
             "logprobs": self._logprobs(delta.tokens),
             "finish_reason": self._finish(index, delta.finish),
+            **self.token_fields(delta.tokens),
         }
         if delta.finish is not None:
-            chunk["stop_reason"] = self.stop_reason(delta.stop_match)
+            chunk |= self.stop_fields(delta.stop_match)
         return [*({"index": index, "delta": part, "logprobs": None, "finish_reason": None} for part in before), chunk]
 
     def usage_details(self) -> dict[str, Any]:
@@ -202,4 +217,6 @@ class ChatAnswer(Answer):
         return self._parts[index].finish_reason(finish, is_legacy=self._is_legacy)
 
     def _logprobs(self, tokens: Any) -> dict[str, Any] | None:
-        return None if self.job.logprobs is None else chat_logprobs(self.model.tokenizer, tokens)
+        if self.job.logprobs is None:
+            return None
+        return chat_logprobs(self.model.tokenizer, tokens, as_ids=self.job.tokens_as_ids)

@@ -51,8 +51,8 @@ MODEL = (
     Flag(
         names=("--tool-call-parser",), field="tool_call_parser", group="model", metavar="NAME",
         value=one_of(*TOOL_CALL_PARSERS),
-        effect="form in which the model writes tool calls; auto: the one that its chat template asks for; none: only forced"
-        " calls are found",
+        effect="form in which the model writes tool calls; auto: the one that its chat template asks for; none: only"
+        " forced calls are found",
     ),
     Flag(
         names=("--reasoning-parser",), field="reasoning_parser", group="model", metavar="NAME",
@@ -192,6 +192,20 @@ SERVER = (
     Flag(
         names=("--drain-timeout",), field="drain_timeout_s", group="server", metavar="SECONDS", value=SECONDS,
         effect="seconds that running requests get after SIGTERM or Ctrl-C",
+    ),
+    Flag(
+        names=("--response-store-size",), field="response_store_size", group="server", metavar="N",
+        value=integer(0, _MANY, unit="responses"),
+        effect="responses kept in memory for /v1/responses/ID and previous_response_id (docs/responses.md); 0 keeps none",
+    ),
+    Flag(
+        names=("--response-store-bytes",), field="response_store_bytes", group="server", metavar="BYTES",
+        value=integer(1, 1 << 50, unit="bytes"),
+        effect="bytes that the kept responses may have together; those not used for the longest time go first",
+    ),
+    Flag(
+        names=("--response-store-age",), field="response_store_age_s", group="server", metavar="SECONDS",
+        value=number(0, 30 * _DAY_S, unit="seconds"), effect="seconds that a response is kept after its last use",
     ),
     Flag(
         names=("--skip-server-warmup",), field="skip_server_warmup", group="server", value=switch(),
