@@ -15,7 +15,7 @@ from api.checks import shown as shown_number
 from api.checks import whole_in_range
 from api.model import ApiSettings, ServedModel
 from api.responses.conversation import Turn, fit, to_turns
-from api.responses.items import InputText, Item, MessageItem, new_id, parse_input, shown
+from api.responses.items import FindItem, InputText, Item, MessageItem, new_id, parse_input, shown
 from api.responses.objects import ReasoningShown, ResponseObject
 from api.responses.schema import REFUSED, Reasoning, ResponsesBody
 from api.responses.store import Block, Kept
@@ -48,19 +48,19 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare(
-    body: ResponsesBody, previous: Kept | None, model: ServedModel, settings: ApiSettings, *, can_keep: bool
+    body: ResponsesBody, previous: Kept | None, find: FindItem, model: ServedModel, settings: ApiSettings
 ) -> Prepared:
-    """Checks everything; `can_keep` tells whether there is room for any response at all."""
+    """Checks everything; `previous` is what the body continues, `find` looks up what its input refers to."""
     _refuse(body)
-    keep = _keep(body, can_keep)
-    own = parse_input(body.input)
+    keep = _keep(body, can_keep=settings.response_store_size > 0)
+    own = parse_input(body.input, find)
     history = previous.conversation if previous is not None else ()
     turns = to_turns(_named(body.instructions, history, own))
     job = _job(body, turns, model, settings)
     response_id = new_id("resp")
     request = msgspec.structs.replace(job.requests[0], request=response_id)
     job = msgspec.structs.replace(job, id=response_id, requests=(request,))
-    return Prepared(job=job, response=_begun(body, job, keep), input=(*history, Block.of(own)))
+    return Prepared(job=job, response=_begun(body, job, keep), input=(*history, Block.of_input(own)))
 
 
 def _refuse(body: ResponsesBody) -> None:
@@ -117,7 +117,7 @@ def _check_labels(body: ResponsesBody) -> None:
             raise RequestError(f"{name}: at most {MAX_LABEL} characters, got {len(value)}", param=name)
 
 
-def _keep(body: ResponsesBody, can_keep: bool) -> bool:
+def _keep(body: ResponsesBody, *, can_keep: bool) -> bool:
     """Whether the response is kept when it is over."""
     keep = can_keep and body.store is not False
     if body.background and not keep:
@@ -159,10 +159,21 @@ def _job(body: ResponsesBody, turns: list[Turn], model: ServedModel, settings: A
 
 def _chat_body(body: ResponsesBody, messages: list[Any]) -> ChatBody:
     """The same request as a chat: what both have under one name goes over as it is."""
+    chat_only = {
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
+        "chat_template_kwargs": body.chat_template_kwargs,
+    }
+    for name, value in list(chat_only.items()):
+        if name not in ChatBody.__struct_fields__:
+            del chat_only[name]
+            if value not in (None, True, {}):
+                raise RequestError(f"{name} is not supported yet", param=name, code="unsupported_parameter")
     shared = {name: getattr(body, name) for name in SamplingBody.__struct_fields__}
     logprobs = LOGPROBS in (body.include or []) or bool(body.top_logprobs)
     return ChatBody(
         **shared,
+        **chat_only,
         messages=messages,
         max_completion_tokens=body.max_output_tokens,
         logprobs=logprobs,

@@ -160,7 +160,7 @@ class ResponseService:
                 status=response.status,
                 background=response.background,
                 input=prepared.input,
-                output=Block.of(response.output),
+                output=Block.of_output(response.output),
                 events=events,
             )
         )

@@ -30,7 +30,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user", "content": [{"text": "a"}]}]}, "input[0].content[0].type"),
     ({"input": [{"role": "user", "content": ["a"]}]}, "input[0].content[0]"),
     ({"input": [USER, {"type": "web_search_call", "id": "1"}]}, "input[1].type"),
-    ({"input": [{"type": "item_reference", "id": "1"}]}, "input[0].type"),
+    ({"input": [{"type": "item_reference"}]}, "input[0].id"),
     ({"input": [{"type": 7}]}, "input[0].type"),
     ({"input": [{key: value for key, value in CALL.items() if key != "name"}]}, "input[0].name"),
     ({"input": [CALL | {"arguments": {}}]}, "input[0].arguments"),
@@ -112,6 +112,12 @@ async def test_refused_by_name(http: httpx.AsyncClient, client: FakeClient, fiel
 async def test_an_unknown_model(http: httpx.AsyncClient) -> None:
     answer = await http.post(URL, json=ask(model="other"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}])
+async def test_a_reference_to_nothing(http: httpx.AsyncClient, kind: dict[str, str]) -> None:
+    answer = await http.post(URL, json={"input": [kind | {"id": "msg_1"}]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "input[0].id")
 
 
 async def test_a_long_instruction_is_called_input(http: httpx.AsyncClient) -> None:
