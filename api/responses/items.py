@@ -138,7 +138,7 @@ def shown(value: Any) -> str:
     try:
         return orjson.dumps(value)[: 4 * _SHOWN].decode(errors="ignore")[:_SHOWN]
     except orjson.JSONEncodeError:
-        return "a number beyond 64 bits"
+        return "a value that is too large or too deep"
 
 
 def _item(field: _Field, find: FindItem) -> Item:

@@ -27,7 +27,6 @@ from runtime.sampling_params import MAX_LOGPROBS
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES = ("auto", "concise", "detailed")
 VERBOSITIES = ("low", "medium", "high")
 TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
@@ -36,6 +35,8 @@ MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 MAX_LABEL = 512
 
+_FORMAT_KEYS = ("type", "name", "description", "schema", "strict")
+_LEVELS = 16
 _TOO_LONG = "context_length_exceeded"
 
 
@@ -82,6 +83,9 @@ def _refuse(body: ResponsesBody) -> None:
     if body.text is not None:
         _one_of("text.verbosity", body.text.verbosity, VERBOSITIES)
     _check_reasoning(body.reasoning or Reasoning())
+    _check_shown("tools", body.tools)
+    _check_shown("tool_choice", body.tool_choice)
+    _check_shown("text", body.text)
     _check_labels(body)
     whole_in_range("max_tool_calls", body.max_tool_calls, 1, 2**31 - 1, 1)
 
@@ -92,11 +96,20 @@ def _one_of(param: str, value: str | None, allowed: Sequence[str]) -> None:
 
 
 def _check_reasoning(reasoning: Reasoning) -> None:
-    _one_of("reasoning.effort", reasoning.effort, EFFORTS)
     _one_of("reasoning.summary", reasoning.summary, SUMMARIES)
     _one_of("reasoning.generate_summary", reasoning.generate_summary, SUMMARIES)
     _one_of("reasoning.context", reasoning.context, ("auto",))
     _one_of("reasoning.mode", reasoning.mode, ("standard",))
+
+
+def _check_shown(param: str, value: object) -> None:
+    """Refuses what could not be shown again, a few levels deeper than it came."""
+    for _ in range(_LEVELS):
+        value = [value]
+    try:
+        msgspec.json.encode(value)
+    except (OverflowError, RecursionError) as error:
+        raise RequestError(f"{param}: holds a number beyond 64 bits, or is nested too deeply", param=param) from error
 
 
 def _check_labels(body: ResponsesBody) -> None:
@@ -186,10 +199,22 @@ def _chat_body(body: ResponsesBody, messages: list[Any]) -> ChatBody:
 
 def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
     """`text.format` in chat's shape: a schema's name, text and strictness one level deeper."""
-    given = body.text.format if body.text is not None else None
-    if given is None or given.get("type") != "json_schema":
+    given = _format(body)
+    if given is None or given["type"] != "json_schema":
         return given
     return {"type": "json_schema", "json_schema": {key: value for key, value in given.items() if key != "type"}}
+
+
+def _format(body: ResponsesBody) -> dict[str, Any] | None:
+    """`text.format` without the keys that it does not have."""
+    given = body.text.format if body.text is not None else None
+    if given is None:
+        return None
+    if not isinstance(given.get("type"), str):
+        raise RequestError(
+            f"text.format.type: must be a string, got {shown(given.get('type'))}", param="text.format.type"
+        )
+    return {key: given[key] for key in _FORMAT_KEYS if given.get(key) is not None}
 
 
 _OWN_WORDS = (
@@ -224,7 +249,7 @@ def _begun(body: ResponsesBody, job: Job, keep: bool) -> ResponseObject:
     params = job.requests[0].params
     reasoning = body.reasoning or Reasoning()
     truncation: Literal["auto", "disabled"] = "auto" if body.truncation == "auto" else "disabled"
-    text: dict[str, Any] = {"format": (body.text.format if body.text is not None else None) or {"type": "text"}}
+    text: dict[str, Any] = {"format": _format(body) or {"type": "text"}}
     if body.text is not None and body.text.verbosity is not None:
         text["verbosity"] = body.text.verbosity
     return ResponseObject(
