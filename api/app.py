@@ -27,6 +27,7 @@ from api.generate import GenerateEndpoint
 from api.health import health_body
 from api.model import ApiSettings, Readiness, ServedModel
 from api.models import model_entry, model_list
+from api.openapi import openapi_route
 from api.responses.routes import response_routes
 from api.validate import check_model
 from runtime import __version__
@@ -69,6 +70,7 @@ def create_app(
             Route("/v1/models/{name:path}", get_model),
             Route("/health", health),
             Route("/version", version),
+            openapi_route(needs_key=bool(settings.api_keys)),
             *(admin_routes(admin) if admin is not None else []),
         ],
         middleware=[Middleware(Edge, api_keys=settings.api_keys)],
