@@ -10,7 +10,8 @@ import msgspec
 
 from api.chat import ROLES
 from api.schema import UNSUPPORTED
-from api.validate import MAX_SALT_CHARS, MAX_STOP_CHARS, MAX_STOP_STRINGS
+from api.text_options import MAX_STOP_CHARS, MAX_STOP_STRINGS
+from api.validate import MAX_SALT_CHARS
 from runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS
 
 _TOKEN_ID = {"type": "integer", "minimum": 0}
