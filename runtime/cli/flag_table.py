@@ -196,7 +196,7 @@ SERVER = (
     Flag(
         names=("--response-store-size",), field="response_store_size", group="server", metavar="N",
         value=integer(0, _MANY, unit="responses"),
-        effect="responses kept in memory for /v1/responses/ID and previous_response_id; 0 keeps none",
+        effect="responses kept in memory for /v1/responses/ID and previous_response_id; 0: none (docs/responses.md)",
     ),
     Flag(
         names=("--response-store-bytes",), field="response_store_bytes", group="server", metavar="BYTES",
