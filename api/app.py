@@ -28,6 +28,7 @@ from api.health import health_body
 from api.model import ApiSettings, Readiness, ServedModel
 from api.models import model_entry, model_list
 from api.openapi import openapi_route
+from api.responses.routes import response_routes
 from api.validate import check_model
 from runtime import __version__
 from runtime.errors import RequestError
@@ -64,6 +65,7 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"], name="chat"),
             Route("/v1/completions", completions, methods=["POST"], name="completions"),
+            *response_routes(model, client, readiness, settings, limiter),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
             Route("/health", health),
