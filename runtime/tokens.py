@@ -120,6 +120,22 @@ class Tokenizer:
         """Text of `tokens` without special tokens."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`, special ones by their names."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=False))
+
+    def token_string(self, token: int) -> str:
+        """A token as the vocabulary spells it; empty for an id without a token."""
+        return str(self._backend.id_to_token(token) or "")
+
+    def info(self) -> dict[str, Any]:
+        """What a client needs that does without a tokenizer: the names of special tokens, and the chat template."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {name: getattr(self._wrapped, name) for name in names} | {
+            "tokenizer_class": type(self._wrapped).__name__,
+            "chat_template": self._wrapped.chat_template,
+        }
+
     def detokenizer(self) -> IncrementalDetokenizer:
         """A fresh incremental decoder whose pieces, joined, equal `decode`."""
         if self._byte_level:
