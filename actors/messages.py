@@ -150,9 +150,9 @@ class Drained(Message, frozen=True, kw_only=True):
 class Admit(Message, frozen=True, kw_only=True):
     """Place a group of choices. `order` is the request's age: smaller is older and survives longer.
 
-    `tokens` is what to prefill: the prompt, and for a recovered choice its accepted tokens behind it;
-    `prompt_tokens` tells where the prompt ends. `start_by` is when the first token has to be there; None for a group
-    that is admitted again.
+    The smaller its `priority`, the sooner it is placed. `tokens` is what to prefill: the prompt, and for a recovered
+    choice its accepted tokens behind it; `prompt_tokens` tells where the prompt ends. `start_by` is when the first
+    token has to be there; None for a group that is admitted again.
     """
 
     key: Key
@@ -162,6 +162,7 @@ class Admit(Message, frozen=True, kw_only=True):
     prompt_tokens: int
     params: SamplingParams
     cache_salt: str | None = None
+    priority: int = 0
     start_by: float | None = None
     deadline: float
 
@@ -444,6 +445,16 @@ class Preempted(Message, frozen=True, kw_only=True):
     reason: str
 
 
+class Rejected(Message, frozen=True, kw_only=True):
+    """The worker cannot go on with these choices behind their first `index` tokens, and no other one could."""
+
+    worker: Address
+    key: Key
+    choices: tuple[int, ...]
+    index: int
+    error: ErrorInfo
+
+
 # --- supervision
 
 
@@ -566,6 +577,7 @@ GatewayMessage = (
     | DecodeStarted
     | TokensSampled
     | Preempted
+    | Rejected
     | WorkerDown
     | WorkerUp
     | GetStatus
@@ -609,7 +621,7 @@ _CONTROL = (
     ForgetPrefixes, PrefixesForgotten,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
-_TOKEN = (TokensSampled, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)
+_TOKEN = (TokensSampled, Rejected, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)
 
 
 def mailbox_class(message: Message) -> MailboxClass:

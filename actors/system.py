@@ -35,6 +35,7 @@ from actors.messages import (
 from actors.placement import has_path
 from actors.supervisor import WorkerSupervisor
 from actors.wiring import CLIENT_CAPACITY, ActorSpec, SystemOptions, wire
+from runtime.constraints import Constraints
 from runtime.engine import Engine, KvMover
 from runtime.topology import Topology
 
@@ -222,10 +223,14 @@ async def running_system(
     mover: KvMover,
     make_text: TextStreamFactory,
     options: SystemOptions,
+    constraints: Constraints | None = None,
 ) -> AsyncIterator[System]:
-    """Starts the actors of a topology on this event loop; leaving stops them at once (drain first)."""
+    """Starts the actors of a topology on this event loop; leaving stops them at once (drain first).
+
+    Without `constraints` requests that want some are failed.
+    """
     carrier = MemoryCarrier()
-    specs = wire(engines, topology, mover, make_text, options)
+    specs = wire(engines, topology, mover, make_text, options, constraints=constraints)
     for spec in specs:
         carrier.open(spec.address, spec.capacity)
     system = System(carrier, specs, topology)

@@ -19,6 +19,7 @@ from actors.supervisor import ActorSupervisor, RestartPolicy, WorkerSupervisor
 from actors.telemetry import NO_TELEMETRY, Telemetry
 from actors.transfer import TransferActor
 from actors.worker import WorkerActor, WorkerOptions
+from runtime.constraints import Constraints
 from runtime.engine import Engine, KvMover
 from runtime.pages import PagePool
 from runtime.topology import Slice, Topology
@@ -66,8 +67,12 @@ def wire(
     make_text: TextStreamFactory,
     options: SystemOptions,
     make_pool: MakePool = _plain_pool,
+    constraints: Constraints | None = None,
 ) -> list[ActorSpec]:
-    """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages."""
+    """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages.
+
+    Without `constraints` requests that want some are failed.
+    """
     roles = {Address(part.name): part.role for part in topology.slices}
     rows = sum(engine.spec.num_rows for engine in engines.values())
     max_requests = options.max_queued + rows
@@ -82,7 +87,7 @@ def wire(
     for part in topology.slices:
         address, engine = Address(part.name), engines[part.name]
         deadlines = CallDeadlines(options.worker.step_timeout_s)
-        make = partial(_worker, part, engine, make_pool, options, deadlines)
+        make = partial(_worker, part, engine, make_pool, options, deadlines, constraints)
         peers = [name for name in names if name != address]
         worker = WorkerSupervisor(make, engine.reset, peers, options.restart, options.telemetry)
         specs.append(ActorSpec(address, worker, room))
@@ -107,14 +112,19 @@ def _transfer(mover: KvMover, options: SystemOptions) -> Actor:
 
 
 def _worker(
-    part: Slice, engine: Engine, make_pool: MakePool, options: SystemOptions, deadlines: CallDeadlines, epoch: int
+    part: Slice,
+    engine: Engine,
+    make_pool: MakePool,
+    options: SystemOptions,
+    deadlines: CallDeadlines,
+    constraints: Constraints | None,
+    epoch: int,
 ) -> Actor:
     """A worker with an empty pool; made anew after each of its deaths."""
     pool = make_pool(part.name, engine.spec.num_pages)
     address = Address(part.name)
-    return WorkerActor(
-        address, part.role, engine, pool, options.worker, options.recovery, deadlines, epoch, options.telemetry
-    )
+    worker, recovery, telemetry = options.worker, options.recovery, options.telemetry
+    return WorkerActor(address, part.role, engine, pool, worker, recovery, deadlines, epoch, constraints, telemetry)
 
 
 def _capacity(num_choices: int, num_workers: int) -> dict[MailboxClass, int]:

@@ -31,6 +31,7 @@ from api.models import model_entry, model_list
 from api.observation import ObservedClient
 from api.operations import Operations, operations_routes
 from api.reply import json_response
+from api.responses.routes import response_routes
 from api.tokenize import tokenizer_routes
 from api.validate import check_model
 from runtime.errors import RequestError
@@ -63,6 +64,7 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"], name="chat"),
             Route("/v1/completions", completions, methods=["POST"], name="completions"),
+            *response_routes(model, client, readiness, settings, limiter),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
             *tokenizer_routes(model, settings, limiter),

@@ -7,10 +7,12 @@ import orjson
 
 from actors.messages import Delta
 from api.answer import Answer, Choice
+from api.chat_prompt import template_options
 from api.checks import whole_in_range
 from api.logprobs import chat_logprobs
 from api.model import ApiSettings, ServedModel
 from api.schema import ChatBody, ChatMessage, ToolCall, decode_body
+from api.truncation import resolve_cut
 from api.validate import Job, MaxTokens, check_model, encode_prompt, make_job
 from runtime.errors import RequestError
 from runtime.sampling_params import MAX_LOGPROBS
@@ -20,15 +22,25 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 def prepare_chat(data: bytes, model: ServedModel, settings: ApiSettings) -> Job:
     """From a request's bytes to a job. Runs in a worker thread."""
-    body = decode_body(data, ChatBody)
+    return chat_job(decode_body(data, ChatBody), model, settings)
+
+
+def chat_job(body: ChatBody, model: ServedModel, settings: ApiSettings) -> Job:
+    """From a chat's body to a job."""
     check_model(body.model, model)
     logprobs = _num_logprobs(body)
     _check_response_format(body)
-    prompt = encode_prompt("messages", _render(body, model), model)
     if body.max_completion_tokens is not None:
         max_tokens = MaxTokens(param="max_completion_tokens", asked=body.max_completion_tokens)
     else:
         max_tokens = MaxTokens(param="max_tokens", asked=body.max_tokens)
+    prompt = encode_prompt(
+        "messages",
+        _render(body, model),
+        model,
+        add_special_tokens=bool(body.add_special_tokens),
+        cut=resolve_cut(body.truncate_prompt_tokens, max_tokens.asked, model),
+    )
     return make_job("chatcmpl", body, [prompt], max_tokens, logprobs, model, settings)
 
 
@@ -54,13 +66,14 @@ def _render(body: ChatBody, model: ServedModel) -> str:
     if not body.messages:
         raise RequestError("messages: at least one message is needed", param="messages")
     tools = _tools(body)
+    options = template_options(body)
     turns = [_turn(index, message) for index, message in enumerate(body.messages)]
     if not any("tool_calls" in turn for turn in turns):
-        return model.tokenizer.render_chat(turns, tools)
+        return model.tokenizer.render_chat(turns, tools, options)
     try:
-        return model.tokenizer.render_chat([_with_parsed_arguments(turn) for turn in turns], tools)
+        return model.tokenizer.render_chat([_with_parsed_arguments(turn) for turn in turns], tools, options)
     except RequestError:
-        return model.tokenizer.render_chat(turns, tools)
+        return model.tokenizer.render_chat(turns, tools, options)
 
 
 def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
@@ -157,7 +170,8 @@ class ChatAnswer(Answer):
             "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
             "logprobs": self._logprobs(choice.tokens),
             "finish_reason": choice.finish,
-            "stop_reason": self.stop_reason(choice.stop_match),
+            **self.stop_fields(choice.stop_match),
+            **self.token_fields(choice.tokens),
         }
 
     def choice_chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
@@ -172,10 +186,13 @@ class ChatAnswer(Answer):
             "delta": {"content": delta.text},
             "logprobs": self._logprobs(delta.tokens),
             "finish_reason": delta.finish,
+            **self.token_fields(delta.tokens),
         }
         if delta.finish is not None:
-            chunk["stop_reason"] = self.stop_reason(delta.stop_match)
+            chunk |= self.stop_fields(delta.stop_match)
         return [*chunks, chunk]
 
     def _logprobs(self, tokens: Any) -> dict[str, Any] | None:
-        return None if self.job.logprobs is None else chat_logprobs(self.model.tokenizer, tokens)
+        if self.job.logprobs is None:
+            return None
+        return chat_logprobs(self.model.tokenizer, tokens, as_ids=self.job.tokens_as_ids)

@@ -88,7 +88,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Knobs of the HTTP edge. Without `api_keys` everybody is let in, whatever header they send.
 
     Pages of `cors_origins` may use the server from a browser. `body_timeout_s` bounds the time from a request's head to
-    the end of its body.
+    the end of its body. `response_store_size` is how many responses are kept for `/v1/responses/{id}` (0: none), in at
+    most `response_store_bytes`, each for `response_store_age_s` after its last use.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -99,3 +100,6 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
     tokenizer_threads: int = 4
+    response_store_size: int = 1024
+    response_store_bytes: int = 256 * 2**20
+    response_store_age_s: float = 86400.0

@@ -72,7 +72,7 @@ def detokenize(data: bytes, model: ServedModel) -> dict[str, Any]:
     body = decode_small(data, DetokenizeBody)
     check_model(body.model, model)
     check_token_ids("tokens", body.tokens, model.vocab_size)
-    return {"prompt": model.tokenizer.text_of(body.tokens)}
+    return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
 
 
 def tokenizer_info(model: ServedModel) -> dict[str, Any]:

@@ -230,4 +230,7 @@ def _api_settings(settings: Settings) -> ApiSettings:
         api_keys=settings.api_keys,
         queue_timeout_s=settings.queue_timeout_s,
         progress_timeout_s=settings.progress_timeout_s,
+        response_store_size=settings.response_store_size,
+        response_store_bytes=settings.response_store_bytes,
+        response_store_age_s=settings.response_store_age_s,
     )

@@ -4,6 +4,7 @@ RuntimeFault
 ├── UsageError          a bad flag, folder or checkpoint: one line and exit code 2 on the command line
 │   └── CheckpointError   missing, unexpected or misshapen weights, listed together
 ├── RequestError        a request that cannot be served as asked: a 4xx that names the field
+├── ConstraintError     a grammar that cannot go on; it ends the one choice that it constrains
 └── OutOfPages          the page pool cannot give what was asked; the caller queues or preempts
 """
 
@@ -32,6 +33,10 @@ class RequestError(RuntimeFault):
         self.param = param
         self.status = status
         self.code = code
+
+
+class ConstraintError(RuntimeFault):
+    """A constraint that cannot go on: the choice that it belongs to fails with this message, and no other does."""
 
 
 class OutOfPages(RuntimeFault):

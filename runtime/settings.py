@@ -88,6 +88,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
+    response_store_size: int = 1024
+    response_store_bytes: int = 256 * 2**20
+    response_store_age_s: float = 86400.0
     verify_kv: bool = False
     chaos: str | None = None
     log_level: str = "warning"

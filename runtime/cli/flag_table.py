@@ -174,6 +174,20 @@ SERVER = (
         effect="seconds that running requests get after SIGTERM or Ctrl-C",
     ),
     Flag(
+        names=("--response-store-size",), field="response_store_size", group="server", metavar="N",
+        value=integer(0, _MANY, unit="responses"),
+        effect="responses kept in memory for /v1/responses/ID and previous_response_id (docs/responses.md); 0 keeps none",
+    ),
+    Flag(
+        names=("--response-store-bytes",), field="response_store_bytes", group="server", metavar="BYTES",
+        value=integer(1, 1 << 50, unit="bytes"),
+        effect="bytes that the kept responses may have together; those not used for the longest time go first",
+    ),
+    Flag(
+        names=("--response-store-age",), field="response_store_age_s", group="server", metavar="SECONDS",
+        value=number(0, 30 * _DAY_S, unit="seconds"), effect="seconds that a response is kept after its last use",
+    ),
+    Flag(
         names=("--skip-server-warmup",), field="skip_server_warmup", group="server", value=switch(),
         effect="serve without first sending one request through the whole path; programs are compiled before the first"
         " request all the same",

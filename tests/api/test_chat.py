@@ -31,6 +31,7 @@ async def test_the_whole_answer(http: httpx.AsyncClient, client: FakeClient) -> 
             "logprobs": None,
             "finish_reason": "stop",
             "stop_reason": None,
+            "matched_stop": None,
         }
     ]
     assert answer["usage"] == {

@@ -17,7 +17,8 @@ REFERENCE = (
 
 WHOLE_NUMBERS = """
     context-length page-size num-pages chunked-prefill-size max-running-requests decode-reserve-tokens random-seed port
-    max-queued-requests queue-timeout progress-timeout drain-timeout
+    max-queued-requests queue-timeout progress-timeout drain-timeout response-store-size response-store-bytes
+    response-store-age
 """
 VALUES: dict[str, tuple[str, object]] = {
     "dtype": ("float32", "float32"),
