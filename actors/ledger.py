@@ -22,6 +22,10 @@ class TextStream(Protocol):
         """Text that the token releases, and the stop string that it completes, if any."""
         ...
 
+    def end(self, token: int) -> str:
+        """Text that is left once the token has stopped the choice by its id."""
+        ...
+
     def finish(self) -> str:
         """Text that was still held back."""
         ...

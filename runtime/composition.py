@@ -21,6 +21,7 @@ from api.admin import Admin
 from api.app import create_app
 from api.health import readiness_of
 from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
+from api.parsers.forms import choose_forms
 from runtime.chaos.campaign import Chaos
 from runtime.chaos.engine import ChaosEngine
 from runtime.chaos.mover import ChaosMover, Corrupt
@@ -217,6 +218,7 @@ def _served_model(loaded: Loaded) -> ServedModel:
         defaults=plan.generation,
         draw_seed=seed_source(plan.settings.random_seed),
         engine=plan.engine,
+        forms=choose_forms(plan.settings.tool_call_parser, plan.settings.reasoning_parser, loaded.tokenizer),
     )
 
 
@@ -230,4 +232,7 @@ def _api_settings(settings: Settings) -> ApiSettings:
         api_keys=settings.api_keys,
         queue_timeout_s=settings.queue_timeout_s,
         progress_timeout_s=settings.progress_timeout_s,
+        response_store_size=settings.response_store_size,
+        response_store_bytes=settings.response_store_bytes,
+        response_store_age_s=settings.response_store_age_s,
     )

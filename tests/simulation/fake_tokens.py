@@ -122,7 +122,8 @@ class FakeText:
     """
 
     def __init__(self, options: TextOptions) -> None:
-        self._scanner = StopScanner(options.stop)
+        self._scanner = StopScanner(options.stop, include=options.include_stop)
+        self._include_stop = options.include_stop
         self._unscanned = options.min_tokens
 
     def push(self, token: int) -> tuple[str, str | None]:
@@ -130,6 +131,9 @@ class FakeText:
         if self._unscanned >= 0:
             return token_text(token), None
         return self._scanner.push(token_text(token))
+
+    def end(self, token: int) -> str:
+        return self.finish() + (token_text(token) if self._include_stop else "")
 
     def finish(self) -> str:
         return self._scanner.flush()

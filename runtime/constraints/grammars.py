@@ -1,0 +1,119 @@
+"""Compiled grammars over the model's vocabulary, made by llguidance and kept for the next who asks for the same text.
+
+The choices of a request, its retries and the worker that takes over after a failure all compile the same text; a copy
+of a compiled grammar costs microseconds. llguidance is given one more token than the model has, an end that no
+tokenizer knows: where its mask allows that one, the grammar may end.
+"""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
+
+from runtime.constraints.bits import num_words
+from runtime.errors import ConstraintError
+from runtime.tokens import Tokenizer
+
+MAX_COMPILED = 64
+"""Most compiled grammars that are kept."""
+
+_MAX_REASON_CHARS = 500
+_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_items_in_row": 2_000,
+    "max_lexer_states": 32_768,  # of one or two kilobytes each, per choice
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+_END = b"\xff<end>"
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance reads it: the bytes of every id below the model's vocabulary size."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = vocab_size
+        self.tokens = [tokenizer.piece(token) for token in range(vocab_size)] + [_END]
+        self.special_token_ids = [*(token for token in tokenizer.special_ids if token < vocab_size), vocab_size]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+class Grammars:
+    """Compiles, keeps and copies grammars. Thread-safe; the vocabulary is read when the first grammar is compiled."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, *, num_threads: int | None = None) -> None:
+        """`vocab_size` is the model's, padding included. `num_threads` compute masks; None lets llguidance choose."""
+        self._tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self._num_threads = num_threads
+        self._lock = threading.Lock()
+        self._vocabulary: LLTokenizer | None = None
+        self._executor: LLExecutor | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def begin(self, grammar: str) -> LLMatcher:
+        """A matcher at the grammar's beginning, the caller's own. Raises ConstraintError for one that is refused."""
+        with self._lock:
+            prototype = self._compiled.get(grammar)
+            if prototype is not None:
+                self._compiled.move_to_end(grammar)
+                return prototype.deep_copy()
+        prototype = LLMatcher(self._read_vocabulary(), grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+        raise_failure(prototype)
+        with self._lock:
+            self._compiled[grammar] = prototype
+            while len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+            return prototype.deep_copy()
+
+    def check(self, grammar: str) -> str | None:
+        """Why the grammar cannot be used, in llguidance's words; None for one that can. Its first mask is tried too."""
+        try:
+            matcher = self.begin(grammar)
+            self.masks([matcher])
+            raise_failure(matcher)
+        except ConstraintError as error:
+            return str(error)
+        return None
+
+    def masks(self, matchers: list[LLMatcher]) -> NDArray[np.uint32]:
+        """What each matcher allows next, `uint32[N, W]`, in parallel and with the interpreter free.
+
+        W has room for the end's bit, `vocab_size`. A matcher that fails is left in error, and its row says nothing.
+        """
+        words = np.zeros((len(matchers), num_words(self.vocab_size + 1)), dtype=np.uint32)
+        if matchers:
+            rows = [(matcher, row) for row, matcher in enumerate(matchers)]
+            self._threads().unsafe_compute_mask_ptr(rows, words.ctypes.data, words.strides[0], len(matchers))
+        return words
+
+    def _threads(self) -> LLExecutor:
+        with self._lock:
+            if self._executor is None:
+                self._executor = LLExecutor(self._num_threads)
+            return self._executor
+
+    def _read_vocabulary(self) -> LLTokenizer:
+        with self._lock:
+            if self._vocabulary is None:
+                size = self.vocab_size
+                wrapped = TokenizerWrapper(_Vocabulary(self._tokenizer, size))
+                self._vocabulary = LLTokenizer(wrapped, n_vocab=size + 1, eos_token=[size])
+            return self._vocabulary
+
+
+def raise_failure(matcher: LLMatcher) -> None:
+    """Raises ConstraintError when the matcher is in error."""
+    if matcher.is_error():
+        reason = str(matcher.get_error()).split("<non-verbose/>")[0].split("<state>")[0].strip()
+        raise ConstraintError(reason[:_MAX_REASON_CHARS] or "the grammar failed")
