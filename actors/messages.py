@@ -540,6 +540,19 @@ class ChunkCorrupt(Message, frozen=True, kw_only=True):
     sequence: int
 
 
+class ForgetPrefixes(Message, frozen=True, kw_only=True):
+    """An operator wants the worker's prefix cache emptied, as far as nobody uses it; answered with the next one."""
+
+    reply_to: Address
+
+
+class PrefixesForgotten(Message, frozen=True, kw_only=True):
+    """So many pages of the worker's prefix cache were given up."""
+
+    worker: Address
+    num_pages: int
+
+
 class GetStatus(Message, frozen=True, kw_only=True):
     """Ask the gateway for its counts; answered with `Status`."""
 
@@ -589,6 +602,7 @@ WorkerMessage = (
     | StartPrefill
     | Cancel
     | ResendPrefixes
+    | ForgetPrefixes
     | KvChunkReady
     | ChunkAcked
     | ChunkLost
@@ -597,13 +611,14 @@ WorkerMessage = (
     | WorkerDown
 )
 TransferMessage = MoveChunk | Cancel | WorkerDown
-ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer
+ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer | PrefixesForgotten
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
     Drain, Refused, SchedulerReport, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, ResendPrefixes,
     PrefillStarted, ChunkAcked, ChunkLost, StartAcked, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
     DrainWorker, ResumeWorker, AskDrain, DrainAnswer, ChunkCorrupt,
+    ForgetPrefixes, PrefixesForgotten,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, Rejected, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)

@@ -21,6 +21,7 @@ from api.admin import Admin
 from api.app import create_app
 from api.health import readiness_of
 from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
+from api.parsers.forms import choose_forms
 from runtime.chaos.campaign import Chaos
 from runtime.chaos.engine import ChaosEngine
 from runtime.chaos.mover import ChaosMover, Corrupt
@@ -217,6 +218,7 @@ def _served_model(loaded: Loaded) -> ServedModel:
         defaults=plan.generation,
         draw_seed=seed_source(plan.settings.random_seed),
         engine=plan.engine,
+        forms=choose_forms(plan.settings.tool_call_parser, plan.settings.reasoning_parser, loaded.tokenizer),
     )
 
 

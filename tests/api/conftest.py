@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.model import ApiSettings, Readiness, ServedModel
+from api.parsers.forms import TOOL_FORMS, OutputForms
 from runtime.model_config import GenerationDefaults
 from runtime.tokens import Tokenizer
 from tests.api.document import against_document
@@ -65,6 +66,7 @@ def model(tokenizer: Tokenizer) -> ServedModel:
         max_choices=8,
         max_answers=8,
         draw_seed=lambda: 12345,
+        forms=OutputForms(tools=TOOL_FORMS["hermes"]),
     )
 
 
