@@ -29,6 +29,7 @@ from api.metrics import Metrics
 from api.model import ApiSettings, Readiness, ServedModel
 from api.models import model_entry, model_list
 from api.observation import ObservedClient
+from api.openapi import openapi_route
 from api.operations import Operations, operations_routes
 from api.reply import json_response
 from api.responses.routes import response_routes
@@ -67,6 +68,7 @@ def create_app(
             *response_routes(model, client, readiness, settings, limiter),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
+            openapi_route(needs_key=bool(settings.api_keys)),
             *tokenizer_routes(model, settings, limiter),
             *operations_routes(operations, readiness, settings, model.engine),
             *(admin_routes(admin) if admin is not None else []),

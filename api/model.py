@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from actors.messages import WorkerStatus
+from api.parsers.forms import OutputForms
 from runtime import __version__
 from runtime.model_config import GenerationDefaults
 from runtime.settings import REAL_ENGINE
@@ -29,7 +30,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     `max_request_tokens` is what the KV pool holds for a single sequence, `max_choices` bounds `n` (the rows of a
     decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `root` is what
     `/v1/models` shows as the model's origin, `engine` what `/version` says of what computes: `jax`, or a line that
-    begins with `emulated`.
+    begins with `emulated`. `forms` tells how its text is parted into reasoning, content and calls.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     root: str | None = None
     draw_seed: Callable[[], int] = draw_os_seed
     engine: str = REAL_ENGINE
+    forms: OutputForms = OutputForms()
 
     @property
     def max_total_tokens(self) -> int:

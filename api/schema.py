@@ -95,6 +95,7 @@ class ChatMessage(msgspec.Struct):
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -116,8 +117,10 @@ class ChatBody(SamplingBody, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template: Any = None
     documents: Any = None
-    functions: Any = None
-    function_call: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    include_reasoning: bool | None = None
     echo: Any = None
     audio: Any = None
     web_search_options: Any = None
@@ -135,7 +138,7 @@ class CompletionBody(SamplingBody, kw_only=True):
 
 UNSUPPORTED = (
     "structured_outputs", "bad_words", "use_beam_search", "logits_processors", "prompt_embeds", "suffix",
-    "chat_template", "documents", "functions", "function_call", "audio", "web_search_options",
+    "chat_template", "documents", "audio", "web_search_options",
 )  # fmt: skip
 
 IGNORED = frozenset({

@@ -8,6 +8,7 @@ where they came as text, and their logprobs as a number; all else is shared and 
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -26,6 +27,9 @@ from runtime.text_stream import TextOptions
 MAX_SALT_CHARS = 512
 MAX_TIMEOUT_S = 86_400.0
 MAX_PRIORITY = 2**31 - 1
+
+
+CallShape = Literal["none", "tool_calls", "function_call"]
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -62,7 +66,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `include_timing` comes from a header, so it is the endpoint that sets it. `make_parser` makes the parser of one
     choice's text; completions show the text as it is. `echo` has one entry for each prompt where answers begin with it.
     `logprobs` and `prompt_logprobs` are how many alternatives the client sees of each token, None for no logprobs; the
-    engine may have been asked for more. With `drop_tokens` nothing of what is sampled is shown or counted.
+    engine may have been asked for more. With `drop_tokens` nothing of what is sampled is shown or counted. `call_shape`
+    is where the client looks for calls, if there can be any.
     """
 
     id: str
@@ -80,6 +85,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool = False
     tokens_as_ids: bool = False
     include_timing: bool = False
+    call_shape: CallShape = "none"
+    shows_reasoning: bool = True
     make_parser: Callable[[], OutputParser] = ContentParser
 
 

@@ -26,6 +26,7 @@ from api.health import readiness_of
 from api.metrics import Metrics, MetricsOptions
 from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
 from api.operations import Operations
+from api.parsers.forms import choose_forms
 from api.tracing import Tracing, otlp_tracing
 from runtime import __version__
 from runtime.chaos.campaign import Chaos
@@ -300,6 +301,7 @@ def _served_model(loaded: Loaded) -> ServedModel:
         defaults=plan.generation,
         draw_seed=seed_source(plan.settings.random_seed),
         engine=plan.engine,
+        forms=choose_forms(plan.settings.tool_call_parser, plan.settings.reasoning_parser, loaded.tokenizer),
     )
 
 

@@ -120,7 +120,10 @@ async def test_a_request_is_counted_token_by_token() -> None:
     for stage, total_s in stages.items():
         assert scrape(f"runtime_request_{stage}_seconds_count") == 2
         assert scrape(f"runtime_request_{stage}_seconds_sum") == pytest.approx(total_s)
-    assert (scrape.at_most("runtime_request_queue_seconds", "0.025"), scrape("runtime_requests_aborted_total")) == (1, 0)
+    assert (scrape.at_most("runtime_request_queue_seconds", "0.025"), scrape("runtime_requests_aborted_total")) == (
+        1,
+        0,
+    )
 
 
 async def test_a_request_that_fails_or_is_left_is_counted_as_that() -> None:
@@ -223,9 +226,7 @@ async def test_responses_are_counted_by_route_and_status(app: Starlette, http: h
     }
 
 
-async def test_a_client_that_goes_away_before_an_answer_is_counted(
-    model: ServedModel, client: FakeClient
-) -> None:
+async def test_a_client_that_goes_away_before_an_answer_is_counted(model: ServedModel, client: FakeClient) -> None:
     metrics = Metrics()
     client.script = nothing
     app = create_app(

@@ -61,7 +61,9 @@ async def test_two_requests_are_told_in_numbers(http: httpx.AsyncClient) -> None
     assert told["runtime_prompt_tokens_total{}"] == 80
     assert told["runtime_generation_tokens_total{}"] == 24
     assert told["runtime_choices_finished_total{finished_reason=length}"] == 3
-    assert told["runtime_time_to_first_token_seconds_count{}"] == told["runtime_e2e_request_latency_seconds_count{}"] == 2
+    assert (
+        told["runtime_time_to_first_token_seconds_count{}"] == told["runtime_e2e_request_latency_seconds_count{}"] == 2
+    )
     assert told["runtime_inter_token_latency_seconds_count{}"] == 3 * 7
     for stage in ("queue", "prefill", "transfer_exposed", "handoff", "decode"):
         assert told[f"runtime_request_{stage}_seconds_count{{}}"] == 3
@@ -77,7 +79,9 @@ async def test_two_requests_are_told_in_numbers(http: httpx.AsyncClient) -> None
     assert moved % 4 == 0  # three pages, then the one that was not cached
     assert told["runtime_http_requests_total{route=/v1/completions,status=200}"] == 2
     assert told["runtime_compiles_after_warm_up{}"] == 0
-    pages = [told[f"runtime_kv_pages{{role=decode,state={state},worker=decode.0}}"] for state in ("used", "cached", "free")]
+    pages = [
+        told[f"runtime_kv_pages{{role=decode,state={state},worker=decode.0}}"] for state in ("used", "cached", "free")
+    ]
     info = (await http.get("/server_info")).json()
     assert sum(pages) == info["workers"]["decode.0"]["kv_pages"]
 

@@ -23,6 +23,8 @@ WHOLE_NUMBERS = """
 VALUES: dict[str, tuple[str, object]] = {
     "dtype": ("float32", "float32"),
     "attention-backend": ("xla", "xla"),
+    "tool-call-parser": ("mistral", "mistral"),
+    "reasoning-parser": ("think", "think"),
     "device": ("cpu", "cpu"),
     "topology": ("prefill=1,decode=2", "prefill=1,decode=2"),
     "tp-size": ("1", 1),
