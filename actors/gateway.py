@@ -341,7 +341,7 @@ class GatewayActor:
             if choice.group == message.key and choice.finish is None and len(choice.accepted) == message.index:
                 self._fail(ctx, record, message.error)
                 return
-        self._retry(ctx, message.key, message.choices)
+        self._retry(ctx, message.key, message.choices, "gap")
 
     def _compare(self, ctx: Context, report: SchedulerReport) -> None:
         """Starts again what the scheduler has lost, and aborts again what it should not have any more."""

@@ -275,5 +275,5 @@ def _begun(body: ResponsesBody, job: Job, keep: bool) -> ResponseObject:
         top_logprobs=body.top_logprobs or 0,
         top_p=params.top_p,
         truncation=truncation,
-        user=body.user,
+        user=msgspec.UNSET if body.user is None else body.user,
     )
