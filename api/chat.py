@@ -23,7 +23,6 @@ def prepare_chat(data: bytes, model: ServedModel, settings: ApiSettings) -> Job:
     body = decode_body(data, ChatBody)
     check_model(body.model, model)
     logprobs = _num_logprobs(body)
-    _check_response_format(body)
     prompt = encode_prompt("messages", _render(body, model), model)
     if body.max_completion_tokens is not None:
         max_tokens = MaxTokens(param="max_completion_tokens", asked=body.max_completion_tokens)
@@ -39,14 +38,6 @@ def _num_logprobs(body: ChatBody) -> int | None:
     if top:
         raise RequestError("top_logprobs: only allowed when logprobs is true", param="top_logprobs")
     return None
-
-
-def _check_response_format(body: ChatBody) -> None:
-    kind = (body.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise RequestError(
-            f'response_format: only type "text" is supported yet, got {str(kind)[:40]!r}', param="response_format"
-        )
 
 
 def _render(body: ChatBody, model: ServedModel) -> str:

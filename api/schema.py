@@ -25,6 +25,17 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """`structured_outputs`: exactly one key says what the answer looks like."""
+
+    json: str | bool | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+
+
 class SamplingBody(msgspec.Struct, kw_only=True):
     """Fields that both endpoints share."""
 
@@ -47,8 +58,14 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     min_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    structured_outputs: Any = None
-    bad_words: Any = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | bool | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    bad_words: list[str] | None = None
+    thinking_token_budget: int | None = None
     allowed_token_ids: Any = None
     prompt_logprobs: Any = None
     include_stop_str_in_output: Any = None
@@ -97,7 +114,6 @@ class ChatBody(SamplingBody, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     functions: Any = None
     continue_final_message: Any = None
 
@@ -113,7 +129,7 @@ class CompletionBody(SamplingBody, kw_only=True):
 
 
 UNSUPPORTED = (
-    "structured_outputs", "bad_words", "allowed_token_ids", "prompt_logprobs", "include_stop_str_in_output",
+    "allowed_token_ids", "prompt_logprobs", "include_stop_str_in_output",
     "functions", "continue_final_message", "echo", "suffix",
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from api.model import ApiSettings, ServedModel
 from api.parsers.parts import ContentParser, OutputParser
 from api.sampling import resolve_sampling
 from api.schema import UNSUPPORTED, SamplingBody
+from api.structured import constraint_behind, resolve_constraint
 from runtime.errors import RequestError
 from runtime.text_stream import TextOptions
 
@@ -81,20 +82,28 @@ def make_job(
     logprobs: int | None,
     model: ServedModel,
     settings: ApiSettings,
+    grammar: str | None = None,
 ) -> Job:
-    """Checks everything that the endpoints share; `prefix` begins the answer's id."""
+    """Checks everything that the endpoints share; `prefix` begins the answer's id.
+
+    `grammar` is a form of answer that the endpoint demands itself, as for a forced tool call.
+    """
     _refuse_unsupported(body)
     name = check_model(body.model, model)
     num_choices = _choices(body, len(prompts), model)
     include_usage, continuous_usage = _stream_options(body)
     stop = _stop_strings(body.stop)
     salt = _cache_salt(body.cache_salt)
+    constraint = resolve_constraint(body, model, demanded=grammar)
     job_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
         GenerateRequest(
             request=job_id if len(prompts) == 1 else f"{job_id}-{index}",
             prompt=tuple(prompt.tokens),
-            params=resolve_sampling(body, _token_budget(prompt, max_tokens, model), logprobs, model),
+            params=msgspec.structs.replace(
+                resolve_sampling(body, _token_budget(prompt, max_tokens, model), logprobs, model),
+                constraint=constraint_behind(prompt.tokens, constraint, body, model),
+            ),
             num_choices=num_choices,
             text=TextOptions(stop=stop, min_tokens=body.min_tokens or 0),
             cache_salt=salt,

@@ -116,6 +116,11 @@ class Tokenizer:
         """
         return self._longest
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template's text, empty without one."""
+        return str(self._wrapped.chat_template or "")
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of `tokens` without special tokens."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
