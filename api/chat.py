@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgspec
-import orjson
 
 from actors.messages import Delta, FinishReason
 from api.answer import Answer, Choice
@@ -120,7 +119,7 @@ def _text(param: str, message: ChatMessage) -> str | None:
 
 def _call(call: ToolCall) -> dict[str, Any]:
     arguments = call.function.arguments
-    text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
     return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": text}}
 
 

@@ -95,12 +95,13 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Knobs of the HTTP edge. Without `api_keys` everybody is let in, whatever header they send.
 
-    `body_timeout_s` bounds the time from a request's head to the end of its body. `response_store_size` is how many
-    responses are kept for `/v1/responses/{id}` (0: none), in at most `response_store_bytes`, each for
-    `response_store_age_s` after its last use.
+    Pages of `cors_origins` may use the server from a browser. `body_timeout_s` bounds the time from a request's head to
+    the end of its body. `response_store_size` is how many responses are kept for `/v1/responses/{id}` (0: none), in at
+    most `response_store_bytes`, each for `response_store_age_s` after its last use.
     """
 
     api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * 2**20
     body_timeout_s: float = 60.0
     ping_interval_s: float = 15.0

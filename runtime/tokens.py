@@ -141,6 +141,18 @@ class Tokenizer:
         skipped = self._skipped(skip_special_tokens, shown_ids)
         return self._decode_all([token for token in tokens if token not in skipped])
 
+    def token_string(self, token: int) -> str:
+        """A token as the vocabulary spells it; empty for an id without a token."""
+        return str(self._backend.id_to_token(token) or "")
+
+    def info(self) -> dict[str, Any]:
+        """What a client needs that does without a tokenizer: the names of special tokens, and the chat template."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {name: getattr(self._wrapped, name) for name in names} | {
+            "tokenizer_class": type(self._wrapped).__name__,
+            "chat_template": self._wrapped.chat_template,
+        }
+
     def detokenizer(self, *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
         """A fresh incremental decoder whose pieces, joined, equal `decode`."""
         skipped = self._skipped(skip_special_tokens, shown_ids)
