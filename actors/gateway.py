@@ -53,6 +53,7 @@ from actors.messages import (
 )
 from actors.reconcile import Overdue, choice_keys
 from actors.recovery import RecoveryOptions
+from actors.telemetry import NO_TELEMETRY, RecoveryCause, Telemetry
 from actors.tombstones import Tombstones
 from actors.worker_board import WorkerBoard
 from runtime.text_stream import TextOptions
@@ -77,7 +78,9 @@ class GatewayActor:
         max_requests: int,
         roles: Mapping[Address, Role],
         recovery: RecoveryOptions,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._telemetry = telemetry
         self._make_text = make_text
         self._recovery = recovery
         self._max_requests = max_requests
@@ -118,7 +121,7 @@ class GatewayActor:
             case DecodeStarted():
                 self._decode_started(message)
             case Preempted():
-                self._retry(ctx, message.key, message.choices)
+                self._retry(ctx, message.key, message.choices, "taken back")
             case Rejected():
                 self._rejected(ctx, message)
             case Refused():
@@ -267,7 +270,7 @@ class GatewayActor:
         if record.finished:
             self._complete(ctx, record)
         elif choice.is_stuck:
-            self._retry(ctx, choice.group, (choice.choice,))
+            self._retry(ctx, choice.group, (choice.choice,), "gap")
 
     def _deliver(self, ctx: Context, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken) -> None:
         text, finish, stop_match = self._derive(record, choice, sampled)
@@ -307,15 +310,16 @@ class GatewayActor:
 
     # --- setbacks
 
-    def _retry(self, ctx: Context, key: Key, choices: tuple[int, ...]) -> None:
+    def _retry(self, ctx: Context, key: Key, choices: tuple[int, ...], cause: RecoveryCause) -> None:
         """Ends the attempt everywhere, then starts a new one for each choice that is still wanted."""
         deadline = ctx.now() + STRAY_TIMEOUT_S
-        ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline))
+        ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline, again=True))
         record = self.ledger.requests.get(key.request)
         for index in choices if record is not None else ():
             assert record is not None
             choice = record.choices[index]
             if choice.group == key and choice.finish is None:
+                self._telemetry.recovered(cause)
                 self._admit(ctx, record, choice.raise_attempt(ctx.now()), (index,))
             if record.submit.request not in self.ledger.requests:
                 return
@@ -337,7 +341,7 @@ class GatewayActor:
             if choice.group == message.key and choice.finish is None and len(choice.accepted) == message.index:
                 self._fail(ctx, record, message.error)
                 return
-        self._retry(ctx, message.key, message.choices)
+        self._retry(ctx, message.key, message.choices, "gap")
 
     def _compare(self, ctx: Context, report: SchedulerReport) -> None:
         """Starts again what the scheduler has lost, and aborts again what it should not have any more."""
@@ -352,7 +356,7 @@ class GatewayActor:
         }
         missing = {key: report.reads for key in open_choices if key not in held}
         for key in self._missing.note(missing, now, self._recovery.grace_s):
-            self._retry(ctx, open_choices[key], (key.choice,))
+            self._retry(ctx, open_choices[key], (key.choice,), "lost")
         unwanted = {key: report.reads for key in held if key not in open_choices}
         for key in self._unwanted.note(unwanted, now, self._recovery.heartbeat_s / 2):
             ctx.post(SCHEDULER, AbortGroup(key=held[key], choices=(key.choice,), deadline=now + STRAY_TIMEOUT_S))
@@ -362,7 +366,7 @@ class GatewayActor:
         for request, index in self._gaps.take_overdue(ctx.now(), self._recovery.gap_timeout_s):
             record = self.ledger.requests.get(request)
             if record is not None and record.choices[index].parked:
-                self._retry(ctx, record.choices[index].group, (index,))
+                self._retry(ctx, record.choices[index].group, (index,), "gap")
 
     # --- time
 

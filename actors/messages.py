@@ -175,11 +175,12 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class AbortGroup(Message, frozen=True, kw_only=True):
-    """Drop these choices of this attempt wherever they are."""
+    """Drop these choices of this attempt wherever they are. With `again` another attempt at them follows."""
 
     key: Key
     choices: tuple[int, ...]
     deadline: float
+    again: bool = False
 
 
 class SchedulerReport(Message, frozen=True, kw_only=True):
@@ -540,6 +541,19 @@ class ChunkCorrupt(Message, frozen=True, kw_only=True):
     sequence: int
 
 
+class ForgetPrefixes(Message, frozen=True, kw_only=True):
+    """An operator wants the worker's prefix cache emptied, as far as nobody uses it; answered with the next one."""
+
+    reply_to: Address
+
+
+class PrefixesForgotten(Message, frozen=True, kw_only=True):
+    """So many pages of the worker's prefix cache were given up."""
+
+    worker: Address
+    num_pages: int
+
+
 class GetStatus(Message, frozen=True, kw_only=True):
     """Ask the gateway for its counts; answered with `Status`."""
 
@@ -589,6 +603,7 @@ WorkerMessage = (
     | StartPrefill
     | Cancel
     | ResendPrefixes
+    | ForgetPrefixes
     | KvChunkReady
     | ChunkAcked
     | ChunkLost
@@ -597,13 +612,14 @@ WorkerMessage = (
     | WorkerDown
 )
 TransferMessage = MoveChunk | Cancel | WorkerDown
-ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer
+ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer | PrefixesForgotten
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
     Drain, Refused, SchedulerReport, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, ResendPrefixes,
     PrefillStarted, ChunkAcked, ChunkLost, StartAcked, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
     DrainWorker, ResumeWorker, AskDrain, DrainAnswer, ChunkCorrupt,
+    ForgetPrefixes, PrefixesForgotten,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
 _TOKEN = (TokensSampled, Rejected, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)

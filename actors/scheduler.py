@@ -57,6 +57,7 @@ from actors.placement import (
     never_fits,
 )
 from actors.recovery import RecoveryOptions
+from actors.telemetry import NO_TELEMETRY, Telemetry
 from actors.waiting import WaitingGroups
 
 
@@ -74,7 +75,9 @@ class SchedulerActor:
         recovery: RecoveryOptions,
         *,
         prefix_cache: bool,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._telemetry = telemetry
         self._waiting = WaitingGroups(max_queued, decode_reserve_tokens, prefix_cache=prefix_cache)
         self._recovery = recovery
         self._unheard = set(known)
@@ -114,6 +117,7 @@ class SchedulerActor:
                 self._tick(ctx)
             self._place(ctx)
             self._rate.waits(bool(self.queue), ctx.now())
+            self._telemetry.queued(len(self.queue), len(self.grants))
 
     def _handle(self, ctx: Context, message: Message) -> None:
         assert isinstance(message, SchedulerMessage), message
@@ -157,8 +161,7 @@ class SchedulerActor:
         if error is not None:
             self._refuse(ctx, admit.key, error)
             return
-        if admit.key.attempt > 1:
-            self._rate.returned(ctx.now())
+        self._telemetry.admitted(again=admit.key.attempt > 1)
         self._waiting.enter(msgspec.structs.replace(admit, choices=choices))
 
     def _refusal(self, admit: Admit, now: float) -> ErrorInfo | None:
@@ -326,7 +329,7 @@ class SchedulerActor:
             self.book.tombstones.bury(message.key, message.choices, message.deadline, ctx.now())
             return
         self._cancel(ctx, grant, message.choices, message.deadline)
-        if not grant.open:
+        if not grant.open and not message.again:
             self._rate.ended(ctx.now())
 
     def _cancel(self, ctx: Context, grant: Grant, choices: tuple[int, ...], deadline: float) -> None:

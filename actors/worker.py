@@ -1,10 +1,10 @@
 """A worker: the actor of one slice. Its role is a policy, which phases it plans; the code is the same for all.
 
-In: `Reserve`, `StartPrefill`, `Cancel`, `ResendPrefixes` from the scheduler; `KvChunkReady`, `ChunkLost` from transfer;
-`StartDecode`, `StartAcked` and `ChunkAcked` from other workers. Out: `Reserved`, `ReserveRefused`, `Released`,
-`Inventory`, `PrefixesChanged`, `WorkerUp` to the scheduler; `PrefillStarted`, `DecodeStarted`, `TokensSampled`,
-`Preempted`, `Rejected` to the gateway; `MoveChunk` to transfer; `StartDecode`, `StartAcked`, `ChunkAcked` to other
-workers. Every command may come twice, late or never.
+In: `Reserve`, `StartPrefill`, `Cancel`, `ResendPrefixes` from the scheduler; `ForgetPrefixes` from operators;
+`KvChunkReady`, `ChunkLost` from transfer; `StartDecode`, `StartAcked` and `ChunkAcked` from other workers. Out:
+`Reserved`, `ReserveRefused`, `Released`, `Inventory`, `PrefixesChanged`, `WorkerUp` to the scheduler; `PrefillStarted`,
+`DecodeStarted`, `TokensSampled`, `Preempted`, `Rejected` to the gateway; `MoveChunk` to transfer; `StartDecode`,
+`StartAcked`, `ChunkAcked` to other workers. Every command may come twice, late or never.
 
 Its life is a loop of *turns*: read the inbox, plan, enqueue device work (inserts, row state, one step, gathers) in one
 call on the slice's thread, then wait for the step of the turn *before*. So one step is always in flight while the host
@@ -34,6 +34,7 @@ from actors.messages import (
     DecodeStarted,
     ErrorInfo,
     FinishReason,
+    ForgetPrefixes,
     GatewayMessage,
     Inventory,
     Key,
@@ -41,6 +42,7 @@ from actors.messages import (
     Message,
     Preempted,
     PrefillStarted,
+    PrefixesForgotten,
     Rejected,
     Released,
     ResendPrefixes,
@@ -60,6 +62,7 @@ from actors.prefill import PrefillJob, PrefillPhase
 from actors.recovery import RecoveryOptions
 from actors.reports import Holdings, WorkerReports
 from actors.slice_calls import SliceCalls, size_of
+from actors.telemetry import NO_TELEMETRY, StepMeter, Telemetry, WorkerLoad
 from actors.tombstones import Recent, Tombstones
 from actors.turn import Flight, Slot, Turn, enqueue
 from actors.turn_planner import TurnPlanner
@@ -96,6 +99,7 @@ class WorkerActor:
         deadlines: CallDeadlines,
         epoch: int,
         constraints: Constraints | None = None,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.address = address
         self.role = role
@@ -119,6 +123,8 @@ class WorkerActor:
         self._check = ChunkCheck(address, engine) if options.verify_kv else None
         self._flight: Flight | None = None
         self._turn = 0
+        self._telemetry = telemetry
+        self._meter = StepMeter(address, telemetry)
         self._reports = WorkerReports(pool.index, epoch, self._inventory, self._holdings)
 
     async def run(self, ctx: Context) -> None:
@@ -141,6 +147,7 @@ class WorkerActor:
                 if flight is not None and flight.deferred:
                     self._flight = await self._sample(ctx, flight)
                 self._reports.send(ctx)
+                self._telemetry.holds(self.address, self._load())
         finally:
             self._reports.end()
             self.deliveries.drop_all(ctx)
@@ -153,6 +160,7 @@ class WorkerActor:
             self.pool.retire(self._turn)
             return
         self._reports.send(ctx)
+        self._telemetry.holds(self.address, self._load())
         deadline = self._next_deadline()
         self._reports.waits = True
         message = await ctx.receive(None if deadline is None else max(0.0, deadline - ctx.now()))
@@ -206,6 +214,9 @@ class WorkerActor:
                 self._cancel(ctx, message)
             case ResendPrefixes():
                 self._reports.resend_prefixes(ctx)
+            case ForgetPrefixes():
+                forgotten = PrefixesForgotten(worker=self.address, num_pages=self.pool.forget())
+                ctx.post(message.reply_to, forgotten)
             case WorkerDown():
                 self.deliveries.forget_decode(ctx, message.worker, message.epoch)
 
@@ -225,6 +236,8 @@ class WorkerActor:
         alive = self._tombstones.alive(key, message.choices) if key not in self._leased else ()
         if lease is None and alive == message.choices:
             lease = self.decode.reserve(message)
+            if lease is not None and self.role == "decode" and message.prefix is not None:
+                self._telemetry.looked_up(self.address, message.num_tokens, lease.cached_tokens)
         inventory = self._reports.inventory()
         if lease is None:
             cancelled = tuple(choice for choice in message.choices if choice not in alive)
@@ -339,6 +352,7 @@ class WorkerActor:
         turn, preempted = self._planner.plan([insert for insert, _ in self._arrived], self._next_fence)
         for key, choices in preempted:  # the gateway's abort of the old attempt ends the scheduler's grant
             self._give_up(ctx, key, choices, "the KV pool is exhausted")
+            self._telemetry.preempted(self.address, len(choices))
         return turn
 
     # --- execution
@@ -346,6 +360,7 @@ class WorkerActor:
     async def _execute(self, ctx: Context, turn: Turn) -> Flight | None:
         arrived = [chunk for _, chunk in self._arrived]
         size = size_of(turn, self.decode)
+        self._meter.began(turn, ctx.now())
         handle, gathered = await self._slice.call(ctx, ("enqueue", size), lambda: self._enqueue(turn, arrived))
         self._turn += 1
         self._arrived.clear()
@@ -385,6 +400,8 @@ class WorkerActor:
                 worker=self.address, key=job.key, cached_tokens=job.cached, decode=job.start.decode, at=ctx.now()
             )
             self._tell_gateway(ctx, started)
+            if job.start.prefix is not None:
+                self._telemetry.looked_up(self.address, len(job.start.tokens), job.cached)
         self._tell_begun(ctx, turn)
 
     def _tell_begun(self, ctx: Context, turn: Turn) -> None:
@@ -420,6 +437,7 @@ class WorkerActor:
     async def _land(self, ctx: Context, flight: Flight) -> None:
         """Reads a step: tokens to the gateway, finished sequences out, prefilled groups on to their decode worker."""
         sampled, scores = await self._slice.call(ctx, ("fetch", flight.size), lambda: self._fetch(flight))
+        self._meter.read(ctx.now())
         self.pool.retire(flight.retires)
         outcomes = await self._constraints.advance(ctx, flight.slots, sampled)
         tokens = list[SampledToken]()
@@ -498,6 +516,18 @@ class WorkerActor:
             available_pages=self.pool.available_pages,
             free_rows=len(self.free_rows),
             num_groups=len(self.decode.leases) + len(self.decode.sequences),
+            queued_prefill_tokens=self.prefill.queued_tokens,
+        )
+
+    def _load(self) -> WorkerLoad:
+        pool = self.pool
+        return WorkerLoad(
+            used_pages=self._engine.spec.usable_pages - pool.available_pages,
+            cached_pages=pool.cached_pages,
+            free_pages=pool.available_pages - pool.cached_pages,
+            running=len(self.decode.sequences),
+            leases=len(self.decode.leases),
+            prefills=len(self.prefill.jobs),
             queued_prefill_tokens=self.prefill.queued_tokens,
         )
 

@@ -96,6 +96,10 @@ class Answer(ABC):
             return []
         return [self._chunk([], self._usage(usage)) | self._timing(usage)]
 
+    def usage_details(self) -> dict[str, Any]:
+        """What the endpoint adds to the usage, about the tokens so far."""
+        return {}
+
     def stop_fields(self, stop_match: str | int | None) -> dict[str, Any]:
         """What has stopped a choice, as vLLM tells it (the model's own end of text is no reason) and as SGLang does."""
         own = stop_match in self.model.eos_token_ids
@@ -130,7 +134,7 @@ class Answer(ABC):
 
     def _usage(self, usage: Usage) -> dict[str, Any]:
         shown = msgspec.structs.replace(usage, completion_tokens=0) if self.job.drop_tokens else usage
-        return usage_body(shown)
+        return usage_body(shown) | self.usage_details()
 
     def _timing(self, usage: Usage) -> dict[str, Any]:
         return {TIMING_KEY: timing_body(usage.timings)} if self.job.include_timing else {}
@@ -138,7 +142,7 @@ class Answer(ABC):
     def _running_usage(self) -> dict[str, Any] | None:
         if not self.job.continuous_usage:
             return None
-        return _counts(self._num_prompt_tokens, self._num_tokens)
+        return _counts(self._num_prompt_tokens, self._num_tokens) | self.usage_details()
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
         chunk = {**self._envelope(self.chunk_object), "choices": choices}

@@ -10,7 +10,9 @@ from typing import Literal
 import msgspec
 
 from actors.messages import WorkerStatus
+from api.parsers.forms import OutputForms
 from runtime import __version__
+from runtime.constraints import check_grammar
 from runtime.model_config import GenerationDefaults
 from runtime.settings import REAL_ENGINE
 from runtime.tokens import Tokenizer
@@ -27,9 +29,11 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     """One model under one or several names, the first of which is shown.
 
     `max_request_tokens` is what the KV pool holds for a single sequence, `max_choices` bounds `n` (the rows of a
-    decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `root` is what
-    `/v1/models` shows as the model's origin, `engine` what `/version` says of what computes: `jax`, or a line that
-    begins with `emulated`.
+    decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `check_grammar` says why
+    a grammar cannot be compiled, None for one that can. `think_start` and `think_end` are the tokens around a block of
+    thoughts, empty for a model without. `root` is what `/v1/models` shows as the model's origin, `engine` what
+    `/version` says of what computes: `jax`, or a line that begins with `emulated`. `forms`
+    tells how its text is parted into reasoning, content and calls.
     """
 
     names: tuple[str, ...]
@@ -42,9 +46,13 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     defaults: GenerationDefaults = GenerationDefaults()
     max_choices: int = 128
     max_answers: int = 256
+    check_grammar: Callable[[str], str | None] = check_grammar
+    think_start: tuple[int, ...] = ()
+    think_end: tuple[int, ...] = ()
     root: str | None = None
     draw_seed: Callable[[], int] = draw_os_seed
     engine: str = REAL_ENGINE
+    forms: OutputForms = OutputForms()
 
     @property
     def max_total_tokens(self) -> int:
@@ -87,12 +95,13 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Knobs of the HTTP edge. Without `api_keys` everybody is let in, whatever header they send.
 
-    `body_timeout_s` bounds the time from a request's head to the end of its body. `response_store_size` is how many
-    responses are kept for `/v1/responses/{id}` (0: none), in at most `response_store_bytes`, each for
-    `response_store_age_s` after its last use.
+    Pages of `cors_origins` may use the server from a browser. `body_timeout_s` bounds the time from a request's head to
+    the end of its body. `response_store_size` is how many responses are kept for `/v1/responses/{id}` (0: none), in at
+    most `response_store_bytes`, each for `response_store_age_s` after its last use.
     """
 
     api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * 2**20
     body_timeout_s: float = 60.0
     ping_interval_s: float = 15.0

@@ -9,8 +9,22 @@ from typing import Any
 import msgspec
 
 from api.chat import ROLES
+from api.chat_prompt import REASONING_EFFORTS
+from api.responses.prepare import (
+    ENCRYPTED,
+    LOGPROBS,
+    MAX_LABEL,
+    MAX_METADATA,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+    SUMMARIES,
+    TIERS,
+    VERBOSITIES,
+)
+from api.responses.schema import REFUSED
 from api.schema import UNSUPPORTED
-from api.validate import MAX_SALT_CHARS, MAX_STOP_CHARS, MAX_STOP_STRINGS
+from api.text_options import MAX_STOP_CHARS, MAX_STOP_STRINGS
+from api.validate import MAX_PRIORITY, MAX_SALT_CHARS, MAX_TIMEOUT_S
 from runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS
 
 _TOKEN_ID = {"type": "integer", "minimum": 0}
@@ -27,6 +41,11 @@ class Note(msgspec.Struct, frozen=True):
 def between(low: float, high: float) -> dict[str, Any]:
     """Both ends are allowed."""
     return {"minimum": low, "maximum": high}
+
+
+def _enum(*values: str) -> dict[str, Any]:
+    """Null is always allowed as well."""
+    return {"enum": [*values, None]}
 
 
 _SHARED = {
@@ -78,6 +97,25 @@ _SHARED = {
     "min_tokens": Note("No answer ends before it has this many tokens.", {"minimum": 0}),
     "stream": Note("Sends the answer as server-sent events, as it comes."),
     "stream_options": Note("Only with `stream`."),
+    "allowed_token_ids": Note("Only these tokens are sampled.", {"items": _TOKEN_ID, "minItems": 1}),
+    "prompt_logprobs": Note(
+        "Sends the log-probabilities of the prompt's tokens, with so many alternatives to each.",
+        between(0, MAX_LOGPROBS),
+    ),
+    "include_stop_str_in_output": Note("Shows the stop string that ended an answer."),
+    "skip_special_tokens": Note("Leaves special tokens out of texts; true without it."),
+    "spaces_between_special_tokens": Note("Only false is served where special tokens are shown."),
+    "return_token_ids": Note("Sends the ids of the prompt's and the answer's tokens."),
+    "return_tokens_as_token_ids": Note("Logprobs name tokens by their ids, as `token_id:7`."),
+    "truncate_prompt_tokens": Note(
+        "Keeps so many tokens of the prompt's end; -1 keeps what leaves room for the answer.", {"minimum": -1}
+    ),
+    "add_special_tokens": Note("Whether the tokenizer adds its special tokens to prompts that are texts."),
+    "priority": Note("Waiting requests with a lower number go first.", between(-MAX_PRIORITY, MAX_PRIORITY)),
+    "timeout_s": Note(
+        "An answer that is not complete after so many seconds fails.",
+        {"exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
+    ),
 }
 
 _CHAT = _SHARED | {
@@ -88,12 +126,55 @@ _CHAT = _SHARED | {
     "tools": Note("Functions that the model may call."),
     "tool_choice": Note("Whether tools may or must be called, and which."),
     "response_format": Note("The form that the answer has to have."),
+    "reasoning_effort": Note("How much to think, for templates that know it.", _enum(*REASONING_EFFORTS)),
+    "add_generation_prompt": Note("Whether the template begins the assistant's turn; true without it."),
+    "continue_final_message": Note("Goes on in the last message, which is the assistant's."),
+    "chat_template_kwargs": Note("The template's own variables."),
+    "parallel_tool_calls": Note("Whether several tools may be called at once; true without it."),
+    "functions": Note("The older name of `tools`: a list of their functions."),
+    "function_call": Note("The older name of `tool_choice`."),
+    "include_reasoning": Note("Whether to send what the model thought; true without it."),
+    "echo": Note("Not served for chat: refused."),
 }
 
 _COMPLETION = _SHARED | {
     "prompt": Note("A text, a list of token ids, or a list of either: one prompt each.", needed=True),
     "logprobs": Note("Sends log-probabilities, with so many alternatives to each token.", between(0, MAX_LOGPROBS)),
     "best_of": Note("Only a value equal to `n` is served."),
+    "echo": Note("Shows the prompt before the answer; `max_tokens` may then be 0."),
+}
+
+_RESPONSES = _SHARED | {
+    "input": Note("A text, or a list of items.", {"minItems": 1, "minLength": 1}, needed=True),
+    "instructions": Note("A first turn of the system's, which is not kept with the conversation."),
+    "previous_response_id": Note("Goes on from a response that was kept."),
+    "max_output_tokens": Note("Most tokens of the answer.", {"minimum": 1}),
+    "max_tool_calls": Note("Shown again: there are no tools that the server runs itself.", between(1, 2**31 - 1)),
+    "background": Note("Answers at once with a response that is queued; needs `store`."),
+    "store": Note("Whether to keep the response; true without it."),
+    "include": Note("What to add to the output.", {"items": {"enum": [LOGPROBS, ENCRYPTED]}}),
+    "metadata": Note(
+        "Shown again.",
+        {
+            "maxProperties": MAX_METADATA,
+            "propertyNames": {"maxLength": MAX_METADATA_KEY},
+            "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE},
+        },
+    ),
+    "n": Note("Only 1 is served.", between(1, 1)),
+    "parallel_tool_calls": Note("Whether the model may call several tools at once."),
+    "reasoning": Note("How to think."),
+    "service_tier": Note("Shown again: there is one.", _enum(*TIERS)),
+    "text": Note("The form of the answer's text."),
+    "tool_choice": Note("Whether tools may or must be called, and which."),
+    "tools": Note("Functions that the model may call."),
+    "top_logprobs": Note("Sends log-probabilities, with so many alternatives to each token.", between(0, MAX_LOGPROBS)),
+    "truncation": Note("`auto` drops the oldest turns of a conversation that is too long.", _enum("auto", "disabled")),
+    "user": Note("Shown again.", {"maxLength": MAX_LABEL}),
+    "safety_identifier": Note("Shown again.", {"maxLength": MAX_LABEL}),
+    "prompt_cache_key": Note("Shown again.", {"maxLength": MAX_LABEL}),
+    "chat_template_kwargs": Note("The template's own variables."),
+    **{name: Note(f"Refused: {reason}.") for name, reason in REFUSED.items()},
 }
 
 NOTES: dict[str, dict[str, Note]] = {
@@ -103,11 +184,29 @@ NOTES: dict[str, dict[str, Note]] = {
         "include_usage": Note("Sends a last chunk with the token counts."),
         "continuous_usage_stats": Note("Sends the counts so far with every chunk; only with `include_usage`."),
     },
+    "ResponsesBody": _RESPONSES,
+    "ResponseStreamOptions": {
+        "include_usage": Note("Changes nothing: the last event always has the token counts."),
+        "continuous_usage_stats": Note("Refused."),
+        "include_obfuscation": Note("Refused unless it is false."),
+    },
+    "Reasoning": {
+        "effort": Note("How much to think, for templates that know it.", _enum(*REASONING_EFFORTS)),
+        "summary": Note("Shown again: summaries are not made.", _enum(*SUMMARIES)),
+        "generate_summary": Note("The older name of `summary`.", _enum(*SUMMARIES)),
+        "context": Note("Only `auto` is served.", _enum("auto")),
+        "mode": Note("Only `standard` is served.", _enum("standard")),
+    },
+    "TextConfig": {
+        "format": Note("The form that the text has to have."),
+        "verbosity": Note("Shown again.", _enum(*VERBOSITIES)),
+    },
     "ChatMessage": {
         "role": Note("Who speaks; `developer` is the same as `system`.", {"enum": list(ROLES)}),
         "content": Note("The text, or its parts."),
         "name": Note("The speaker's name, for templates that show one."),
         "tool_calls": Note("Calls that the assistant made in this turn."),
+        "function_call": Note("The older form of `tool_calls`."),
         "tool_call_id": Note("The call that a turn of role `tool` answers."),
         "reasoning_content": Note("What the assistant thought, for templates that show it."),
         "reasoning": Note("Another name of `reasoning_content`."),
@@ -125,6 +224,19 @@ NOTES: dict[str, dict[str, Note]] = {
         "name": Note("The function's name."),
         "arguments": Note("Its arguments, as JSON text or as an object."),
     },
+    "TokenizeBody": {
+        "model": Note("A served name; the first one without it."),
+        "prompt": Note("A text; either this or `messages`."),
+        "messages": Note("A conversation; further fields are those of a chat."),
+        "add_special_tokens": Note(
+            "Whether the tokenizer adds its special tokens; true without it. For `prompt` only."
+        ),
+        "return_token_strs": Note("Sends the tokens as the vocabulary spells them, too."),
+    },
+    "DetokenizeBody": {
+        "tokens": Note("Token ids.", {"items": _TOKEN_ID}),
+        "model": Note("A served name; the first one without it."),
+    },
     "DrainBody": {
         "timeout_s": Note("What still runs after so many seconds is moved to another worker."),
     },
@@ -133,7 +245,7 @@ NOTES: dict[str, dict[str, Note]] = {
     },
 }
 
-_REFUSED = Note("Not served: refused by name unless it is null, false, 0 or empty.")
+_REFUSED = Note("Not served: refused by name unless it is null, false or empty.")
 
 
 def note_of(struct: str, field: str) -> Note | None:

@@ -8,6 +8,7 @@ where they came as text, and their logprobs as a number; all else is shared and 
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +18,7 @@ from api.model import ApiSettings, ServedModel
 from api.parsers.parts import ContentParser, OutputParser
 from api.sampling import resolve_sampling
 from api.schema import UNSUPPORTED, SamplingBody
+from api.structured import constraint_behind, resolve_constraint
 from api.text_options import resolve_text
 from api.truncation import cut_tokens, num_added
 from runtime.errors import RequestError
@@ -26,6 +28,9 @@ from runtime.text_stream import TextOptions
 MAX_SALT_CHARS = 512
 MAX_TIMEOUT_S = 86_400.0
 MAX_PRIORITY = 2**31 - 1
+
+
+CallShape = Literal["none", "tool_calls", "function_call"]
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -62,7 +67,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `include_timing` comes from a header, so it is the endpoint that sets it. `make_parser` makes the parser of one
     choice's text; completions show the text as it is. `echo` has one entry for each prompt where answers begin with it.
     `logprobs` and `prompt_logprobs` are how many alternatives the client sees of each token, None for no logprobs; the
-    engine may have been asked for more. With `drop_tokens` nothing of what is sampled is shown or counted.
+    engine may have been asked for more. With `drop_tokens` nothing of what is sampled is shown or counted. `call_shape`
+    is where the client looks for calls, if there can be any.
     """
 
     id: str
@@ -80,6 +86,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool = False
     tokens_as_ids: bool = False
     include_timing: bool = False
+    call_shape: CallShape = "none"
+    shows_reasoning: bool = True
     make_parser: Callable[[], OutputParser] = ContentParser
 
 
@@ -113,8 +121,12 @@ def make_job(
     settings: ApiSettings,
     *,
     echo: bool = False,
+    grammar: str | None = None,
 ) -> Job:
-    """Checks everything that the endpoints share; `prefix` begins the answer's id."""
+    """Checks everything that the endpoints share; `prefix` begins the answer's id.
+
+    `grammar` is a form of answer that the endpoint demands itself, as for a forced tool call.
+    """
     _refuse_unsupported(body)
     name = check_model(body.model, model)
     num_choices = _choices(body, len(prompts), model)
@@ -125,13 +137,17 @@ def make_job(
     timeout_s = _timeout_s(body.timeout_s)
     scored = _prompt_logprobs(body.prompt_logprobs)
     in_engine = max((count for count in (scored, logprobs if echo else None) if count is not None), default=None)
+    constraint = resolve_constraint(body, model, demanded=grammar)
     job_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
         GenerateRequest(
             request=job_id if len(prompts) == 1 else f"{job_id}-{index}",
             prompt=tuple(prompt.tokens),
-            params=resolve_sampling(
-                body, _token_budget(prompt, max_tokens, model), logprobs, model, prompt_logprobs=in_engine
+            params=msgspec.structs.replace(
+                resolve_sampling(
+                    body, _token_budget(prompt, max_tokens, model), logprobs, model, prompt_logprobs=in_engine
+                ),
+                constraint=constraint_behind(prompt.tokens, constraint, body, model),
             ),
             num_choices=num_choices,
             text=text,

@@ -18,6 +18,9 @@ Platform = Literal["cpu", "tpu", "gpu"]
 DType = Literal["auto", "bfloat16", "float32"]
 AttentionBackend = Literal["auto", "pallas", "pallas-interpret", "xla"]
 
+TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3", "mistral", "deepseek")
+REASONING_PARSERS = ("auto", "none", "think", "think-open")
+
 MIN_PAGE_SIZE = 8
 """A decode write is a read-modify-write of an aligned group of 8 tokens."""
 
@@ -62,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     download_dir: str | None = None
     trust_remote_code: bool = False
     served_model_name: str | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     topology: str | None = None
     tp_size: int = 1
     engine: str = REAL_ENGINE
@@ -72,6 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 16 * 2**20
+    max_answers: int = 256
     admin_key: str | None = None
     page_size: int | None = None
     num_pages: int | None = None
@@ -94,6 +103,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     verify_kv: bool = False
     chaos: str | None = None
     log_level: str = "warning"
+    log_format: str = "text"
+    otlp_traces_endpoint: str | None = None
+    profile_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.page_size is not None and self.chunked_prefill_size is not None:

@@ -74,6 +74,7 @@ class Tokenizer:
         self._byte_level = isinstance(self._backend.decoder, decoders.ByteLevel)
         added = self._backend.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
+        self._added = {entry.content: token for token, entry in added.items()}
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
@@ -140,6 +141,18 @@ class Tokenizer:
         skipped = self._skipped(skip_special_tokens, shown_ids)
         return self._decode_all([token for token in tokens if token not in skipped])
 
+    def token_string(self, token: int) -> str:
+        """A token as the vocabulary spells it; empty for an id without a token."""
+        return str(self._backend.id_to_token(token) or "")
+
+    def info(self) -> dict[str, Any]:
+        """What a client needs that does without a tokenizer: the names of special tokens, and the chat template."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {name: getattr(self._wrapped, name) for name in names} | {
+            "tokenizer_class": type(self._wrapped).__name__,
+            "chat_template": self._wrapped.chat_template,
+        }
+
     def detokenizer(self, *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
         """A fresh incremental decoder whose pieces, joined, equal `decode`."""
         skipped = self._skipped(skip_special_tokens, shown_ids)
@@ -154,6 +167,16 @@ class Tokenizer:
 
     def _decode_all(self, tokens: list[int]) -> str:
         return str(self._backend.decode(tokens, skip_special_tokens=False))
+
+    def added_token(self, text: str) -> int | None:
+        """The token, special or not, that was added to the vocabulary under this very text."""
+        return self._added.get(text)
+
+    @property
+    def chat_template(self) -> str:
+        """The source of the chat template, of several all together; empty without one."""
+        template = self._wrapped.chat_template or ""
+        return template if isinstance(template, str) else "\n".join(template.values())
 
     def piece(self, token: int) -> bytes:
         """Bytes that this token stands for, special tokens by name; empty for an id without a token."""

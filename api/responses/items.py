@@ -17,6 +17,7 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Role = Literal["user", "system", "developer", "assistant"]
 
 MAX_ITEMS = 10_000
+REFERENCE = "item_reference"
 _SHOWN = 40
 
 
@@ -80,21 +81,27 @@ class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 Item = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
 OutputItem = MessageItem | FunctionCallItem | ReasoningItem
 
+FindItem = Callable[[str], Item | None]
+"""Finds an item of a kept response by its id."""
+
 
 def new_id(prefix: str) -> str:
     """A fresh id, such as `msg_…`."""
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
-def parse_input(given: str | list[Any] | None) -> tuple[Item, ...]:
-    """The items of `input`; a text is a message of the user's. Raises RequestError naming the item's field."""
+def parse_input(given: str | list[Any] | None, find: FindItem) -> tuple[Item, ...]:
+    """The items of `input`; a text is a message of the user's. References are looked up with `find`.
+
+    Raises RequestError naming the item's field.
+    """
     if not given:
         raise RequestError("input: must not be empty", param="input")
     if isinstance(given, str):
         return (MessageItem(id=new_id("msg"), role="user", content=(InputText(given),)),)
     if len(given) > MAX_ITEMS:
         raise RequestError(f"input: at most {MAX_ITEMS} items, got {len(given)}", param="input")
-    return tuple(_item(_Field(f"input[{index}]", item)) for index, item in enumerate(given))
+    return tuple(_item(_Field(f"input[{index}]", item), find) for index, item in enumerate(given))
 
 
 class _Field:
@@ -131,15 +138,26 @@ def shown(value: Any) -> str:
     try:
         return orjson.dumps(value)[: 4 * _SHOWN].decode(errors="ignore")[:_SHOWN]
     except orjson.JSONEncodeError:
-        return "a number beyond 64 bits"
+        return "a value that is too large or too deep"
 
 
-def _item(field: _Field) -> Item:
-    kind = field["type"].text("message")
+def _item(field: _Field, find: FindItem) -> Item:
+    is_bare = field["type"].value is None and field["role"].value is None and field["id"].value is not None
+    kind = REFERENCE if is_bare else field["type"].text("message")
+    if kind == REFERENCE:
+        return _referred(field["id"], find)
     read = _READERS.get(kind)
     if read is None:
-        raise field["type"].refuse(f"must be one of {', '.join(_READERS)}, got {shown(kind)}")
+        raise field["type"].refuse(f"must be one of {', '.join((*_READERS, REFERENCE))}, got {shown(kind)}")
     return read(field)
+
+
+def _referred(field: _Field, find: FindItem) -> Item:
+    item = find(field.text())
+    if item is None:
+        reason = f"{field.name}: no response that is kept here has an item {shown(field.value)}"
+        raise RequestError(reason, param=field.name, status=404, code="item_not_found")
+    return item
 
 
 def _message(field: _Field) -> Item:

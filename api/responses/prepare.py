@@ -11,11 +11,12 @@ from typing import Any, Literal
 import msgspec
 
 from api.chat import chat_job
+from api.chat_prompt import REASONING_EFFORTS
 from api.checks import shown as shown_number
 from api.checks import whole_in_range
 from api.model import ApiSettings, ServedModel
 from api.responses.conversation import Turn, fit, to_turns
-from api.responses.items import InputText, Item, MessageItem, new_id, parse_input, shown
+from api.responses.items import FindItem, InputText, Item, MessageItem, new_id, parse_input, shown
 from api.responses.objects import ReasoningShown, ResponseObject
 from api.responses.schema import REFUSED, Reasoning, ResponsesBody
 from api.responses.store import Block, Kept
@@ -27,7 +28,7 @@ from runtime.sampling_params import MAX_LOGPROBS
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = REASONING_EFFORTS
 SUMMARIES = ("auto", "concise", "detailed")
 VERBOSITIES = ("low", "medium", "high")
 TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
@@ -36,6 +37,8 @@ MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 MAX_LABEL = 512
 
+_FORMAT_KEYS = ("type", "name", "description", "schema", "strict")
+_LEVELS = 16
 _TOO_LONG = "context_length_exceeded"
 
 
@@ -48,19 +51,19 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare(
-    body: ResponsesBody, previous: Kept | None, model: ServedModel, settings: ApiSettings, *, can_keep: bool
+    body: ResponsesBody, previous: Kept | None, find: FindItem, model: ServedModel, settings: ApiSettings
 ) -> Prepared:
-    """Checks everything; `can_keep` tells whether there is room for any response at all."""
+    """Checks everything; `previous` is what the body continues, `find` looks up what its input refers to."""
     _refuse(body)
-    keep = _keep(body, can_keep)
-    own = parse_input(body.input)
+    keep = _keep(body, can_keep=settings.response_store_size > 0)
+    own = parse_input(body.input, find)
     history = previous.conversation if previous is not None else ()
     turns = to_turns(_named(body.instructions, history, own))
     job = _job(body, turns, model, settings)
     response_id = new_id("resp")
     request = msgspec.structs.replace(job.requests[0], request=response_id)
     job = msgspec.structs.replace(job, id=response_id, requests=(request,))
-    return Prepared(job=job, response=_begun(body, job, keep), input=(*history, Block.of(own)))
+    return Prepared(job=job, response=_begun(body, job, keep), input=(*history, Block.of_input(own)))
 
 
 def _refuse(body: ResponsesBody) -> None:
@@ -82,6 +85,9 @@ def _refuse(body: ResponsesBody) -> None:
     if body.text is not None:
         _one_of("text.verbosity", body.text.verbosity, VERBOSITIES)
     _check_reasoning(body.reasoning or Reasoning())
+    _check_shown("tools", body.tools)
+    _check_shown("tool_choice", body.tool_choice)
+    _check_shown("text", body.text)
     _check_labels(body)
     whole_in_range("max_tool_calls", body.max_tool_calls, 1, 2**31 - 1, 1)
 
@@ -97,6 +103,16 @@ def _check_reasoning(reasoning: Reasoning) -> None:
     _one_of("reasoning.generate_summary", reasoning.generate_summary, SUMMARIES)
     _one_of("reasoning.context", reasoning.context, ("auto",))
     _one_of("reasoning.mode", reasoning.mode, ("standard",))
+
+
+def _check_shown(param: str, value: object) -> None:
+    """Refuses what could not be shown again, a few levels deeper than it came."""
+    for _ in range(_LEVELS):
+        value = [value]
+    try:
+        msgspec.json.encode(value)
+    except (OverflowError, RecursionError) as error:
+        raise RequestError(f"{param}: holds a number beyond 64 bits, or is nested too deeply", param=param) from error
 
 
 def _check_labels(body: ResponsesBody) -> None:
@@ -117,7 +133,7 @@ def _check_labels(body: ResponsesBody) -> None:
             raise RequestError(f"{name}: at most {MAX_LABEL} characters, got {len(value)}", param=name)
 
 
-def _keep(body: ResponsesBody, can_keep: bool) -> bool:
+def _keep(body: ResponsesBody, *, can_keep: bool) -> bool:
     """Whether the response is kept when it is over."""
     keep = can_keep and body.store is not False
     if body.background and not keep:
@@ -169,16 +185,31 @@ def _chat_body(body: ResponsesBody, messages: list[Any]) -> ChatBody:
         top_logprobs=whole_in_range("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS, 0) if logprobs else None,
         tools=chat_tools(body.tools, body.tool_choice),
         tool_choice=chat_tool_choice(body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls,
         response_format=_response_format(body),
+        reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
+        chat_template_kwargs=body.chat_template_kwargs,
     )
 
 
 def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
     """`text.format` in chat's shape: a schema's name, text and strictness one level deeper."""
-    given = body.text.format if body.text is not None else None
-    if given is None or given.get("type") != "json_schema":
+    given = _format(body)
+    if given is None or given["type"] != "json_schema":
         return given
     return {"type": "json_schema", "json_schema": {key: value for key, value in given.items() if key != "type"}}
+
+
+def _format(body: ResponsesBody) -> dict[str, Any] | None:
+    """`text.format` without the keys that it does not have."""
+    given = body.text.format if body.text is not None else None
+    if given is None:
+        return None
+    if not isinstance(given.get("type"), str):
+        raise RequestError(
+            f"text.format.type: must be a string, got {shown(given.get('type'))}", param="text.format.type"
+        )
+    return {key: given[key] for key in _FORMAT_KEYS if given.get(key) is not None}
 
 
 _OWN_WORDS = (
@@ -213,7 +244,7 @@ def _begun(body: ResponsesBody, job: Job, keep: bool) -> ResponseObject:
     params = job.requests[0].params
     reasoning = body.reasoning or Reasoning()
     truncation: Literal["auto", "disabled"] = "auto" if body.truncation == "auto" else "disabled"
-    text: dict[str, Any] = {"format": (body.text.format if body.text is not None else None) or {"type": "text"}}
+    text: dict[str, Any] = {"format": _format(body) or {"type": "text"}}
     if body.text is not None and body.text.verbosity is not None:
         text["verbosity"] = body.text.verbosity
     return ResponseObject(
@@ -239,5 +270,5 @@ def _begun(body: ResponsesBody, job: Job, keep: bool) -> ResponseObject:
         top_logprobs=body.top_logprobs or 0,
         top_p=params.top_p,
         truncation=truncation,
-        user=body.user,
+        user=msgspec.UNSET if body.user is None else body.user,
     )

@@ -93,11 +93,9 @@ class CreateEndpoint:
         if body.previous_response_id is not None:
             previous = _previous(self._service, body.previous_response_id)
 
-        def work() -> Prepared:
-            can_keep = self._settings.response_store_size > 0
-            return prepare(body, previous, self._model, self._settings, can_keep=can_keep)
-
-        return await self._in_thread(work)
+        return await self._in_thread(
+            prepare, body, previous, self._service.store.find_item, self._model, self._settings
+        )
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await anyio.to_thread.run_sync(work, *args, limiter=self._limiter, abandon_on_cancel=True)

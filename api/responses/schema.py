@@ -69,6 +69,11 @@ class ResponsesBody(SamplingBody, kw_only=True):
     response_format: Any = None
     max_completion_tokens: Any = None
     messages: Any = None
+    logprobs: Any = None
+    reasoning_effort: Any = None
+    functions: Any = None
+    continue_final_message: Any = None
+    add_generation_prompt: Any = None
 
 
 REFUSED = {
@@ -83,6 +88,11 @@ REFUSED = {
     "response_format": "not an option of this endpoint; allowed: text.format",
     "messages": "not an option of this endpoint; allowed: input",
     "max_tokens": "not an option of this endpoint; allowed: max_output_tokens",
+    "logprobs": "not an option of this endpoint; allowed: include",
+    "reasoning_effort": "not an option of this endpoint; allowed: reasoning.effort",
+    "functions": "not an option of this endpoint; allowed: tools",
+    "continue_final_message": "not an option of this endpoint; allowed: /v1/chat/completions",
+    "add_generation_prompt": "not an option of this endpoint; allowed: /v1/chat/completions",
     "max_completion_tokens": "not an option of this endpoint; allowed: max_output_tokens",
 }
 """Fields that are refused, and what to do instead."""

@@ -4,21 +4,22 @@ A client that waits and goes away aborts its response, which is then not kept; a
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import anyio
 import msgspec
+import orjson
 from starlette.types import Receive, Send
 
 from actors.client import EngineClient
-from actors.messages import Delta, ErrorInfo
+from actors.messages import Delta, ErrorInfo, TokenRecord
 from api.errors import send_error, send_json
 from api.logprobs import chat_logprobs
 from api.model import ApiSettings, ServedModel
 from api.responses.background import BackgroundRun, BackgroundRuns, Emit
 from api.responses.objects import ResponseObject
-from api.responses.output import Event
+from api.responses.output import Event, Logprob
 from api.responses.prepare import Prepared
 from api.responses.progress import Progress, encode_events
 from api.responses.store import Block, Kept, ResponseStore, StoreLimits
@@ -79,7 +80,7 @@ class ResponseService:
             await send_error(send, end)
             return
         self._keep(prepared, progress.response)
-        await send_json(send, msgspec.to_builtins(progress.response))
+        await send_json(send, _json(progress.response))
 
     async def _answer_stream(self, prepared: Prepared, send: Send) -> None:
         """Headers leave with the first events, so that a refusal still has its own status."""
@@ -110,7 +111,7 @@ class ResponseService:
         if stream:
             await self._send_events(run, 0, send)
         else:
-            await send_json(send, msgspec.to_builtins(queued))
+            await send_json(send, _json(queued))
 
     async def _send_events(self, run: BackgroundRun, seen: int, send: Send) -> None:
         writer = EventWriter(send)
@@ -142,10 +143,12 @@ class ResponseService:
 
     def _progress(self, prepared: Prepared) -> Progress:
         job, tokenizer = prepared.job, self._model.tokenizer
-        render = None
-        if job.logprobs is not None:
-            render = lambda tokens: chat_logprobs(tokenizer, tokens)["content"]  # noqa: E731
-        return Progress(prepared.response, job.make_parser(), render)
+
+        def render(tokens: Sequence[TokenRecord]) -> list[Logprob]:
+            content: list[Logprob] = chat_logprobs(tokenizer, tokens, as_ids=job.tokens_as_ids)["content"]
+            return content
+
+        return Progress(prepared.response, job.make_parser(), None if job.logprobs is None else render)
 
     def _keep_run(self, run: BackgroundRun) -> None:
         self._keep(run.prepared, run.response, tuple(run.events))
@@ -160,7 +163,11 @@ class ResponseService:
                 status=response.status,
                 background=response.background,
                 input=prepared.input,
-                output=Block.of(response.output),
+                output=Block.of_output(response.output),
                 events=events,
             )
         )
+
+
+def _json(response: ResponseObject) -> orjson.Fragment:
+    return orjson.Fragment(msgspec.json.encode(response))

@@ -2,7 +2,8 @@
 
 What was not used for the longest time goes first. A response that is kept can be continued, whatever else has been
 dropped: it shares the blocks of its conversation with those it continues, and a block goes with the last of them.
-Running background responses are not dropped, but their number counts. Lives on the event loop alone.
+Running background responses are not dropped, but their number counts. Lives on the event loop; only `find_item` may be
+called from elsewhere.
 """
 
 from collections import Counter, OrderedDict
@@ -23,14 +24,20 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Block(msgspec.Struct, frozen=True):
-    """Items that were added to a conversation at once, as JSON."""
+    """Items that were added to a conversation at once, as JSON. Those in `ids` can be referred to."""
 
     data: bytes
+    ids: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> "Block":
-        """The block of these items."""
+    def of_input(cls, items: Sequence[Item]) -> "Block":
+        """The block of a client's items. Their ids may be the client's own, which another could guess."""
         return cls(msgspec.json.encode(items))
+
+    @classmethod
+    def of_output(cls, items: Sequence[Item]) -> "Block":
+        """The block of an answer's items, whose ids nobody can guess."""
+        return cls(msgspec.json.encode(items), tuple(item.id for item in items))
 
     def items(self) -> tuple[Item, ...]:
         """The items as they were."""
@@ -74,6 +81,7 @@ class ResponseStore:
         self._now = now
         self._kept: OrderedDict[str, tuple[float, Kept]] = OrderedDict()
         self._uses: Counter[int] = Counter()
+        self._by_item: dict[str, Block] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -101,6 +109,11 @@ class ResponseStore:
         self._kept.move_to_end(response_id)
         return found[1]
 
+    def find_item(self, item_id: str) -> Item | None:
+        """The item of an answer in any conversation that is kept. May be called from another thread."""
+        block = self._by_item.get(item_id)
+        return None if block is None else next(item for item in block.items() if item.id == item_id)
+
     def delete(self, response_id: str) -> None:
         """Drops a response."""
         response = self._kept.pop(response_id)[1]
@@ -110,6 +123,8 @@ class ResponseStore:
             if not self._uses[id(block)]:
                 del self._uses[id(block)]
                 self.size_bytes -= len(block.data)
+                for item_id in block.ids:
+                    del self._by_item[item_id]
 
     def unknown(self, param: str, response_id: str) -> RequestError:
         """The refusal of an id that is not, or no longer, there."""
@@ -129,6 +144,7 @@ class ResponseStore:
         for block in response.conversation:
             if not self._uses[id(block)]:
                 self.size_bytes += len(block.data)
+                self._by_item |= dict.fromkeys(block.ids, block)
             self._uses[id(block)] += 1
 
     def _trim(self) -> None:

@@ -9,8 +9,10 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.model import ApiSettings, Readiness, ServedModel
+from api.parsers.forms import TOOL_FORMS, OutputForms
 from runtime.model_config import GenerationDefaults
 from runtime.tokens import Tokenizer
+from tests.api.document import against_document
 from tests.api.fake_client import FakeClient
 from tests.api.shapes import Watcher, against_openai
 from tests.runtime.tiny_tokenizer import END, TURN_END, tiny_tokenizer
@@ -32,7 +34,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         try:
             await serve(self, scope, receive, watcher.send)
         finally:
-            found.extend(watcher.problems(against_openai))
+            found.extend(watcher.problems(against_openai, against_document))
 
     monkeypatch.setattr(Starlette, "__call__", watched)
     yield found
@@ -64,6 +66,7 @@ def model(tokenizer: Tokenizer) -> ServedModel:
         max_choices=8,
         max_answers=8,
         draw_seed=lambda: 12345,
+        forms=OutputForms(tools=TOOL_FORMS["hermes"]),
     )
 
 

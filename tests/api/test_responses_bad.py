@@ -30,7 +30,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user", "content": [{"text": "a"}]}]}, "input[0].content[0].type"),
     ({"input": [{"role": "user", "content": ["a"]}]}, "input[0].content[0]"),
     ({"input": [USER, {"type": "web_search_call", "id": "1"}]}, "input[1].type"),
-    ({"input": [{"type": "item_reference", "id": "1"}]}, "input[0].type"),
+    ({"input": [{"type": "item_reference"}]}, "input[0].id"),
     ({"input": [{"type": 7}]}, "input[0].type"),
     ({"input": [{key: value for key, value in CALL.items() if key != "name"}]}, "input[0].name"),
     ({"input": [CALL | {"arguments": {}}]}, "input[0].arguments"),
@@ -53,6 +53,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 5}, "max_tokens"),
     ({"max_completion_tokens": 5}, "max_completion_tokens"),
     ({"prompt_logprobs": 1}, "prompt_logprobs"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs"),
+    ({"return_token_ids": True}, "return_token_ids"),
+    ({"logprobs": True}, "logprobs"),
+    ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ({"functions": [TOOL]}, "functions"),
+    ({"continue_final_message": True}, "continue_final_message"),
+    ({"add_generation_prompt": True}, "add_generation_prompt"),
     ({"echo": True}, "echo"),
     ({"n": 2}, "n"),
     ({"n": 0}, "n"),
@@ -85,6 +92,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": "high"}, "reasoning"),
     ({"text": {"verbosity": "loud"}}, "text.verbosity"),
     ({"text": {"format": {"type": "xml"}}}, "text.format"),
+    ({"text": {"format": {}}}, "text.format.type"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [TOOL, {"type": "mcp", "server_label": "a"}]}, "tools[1].type"),
     ({"tools": [{"type": "function", "parameters": {}}]}, "tools[0]"),
@@ -112,6 +120,12 @@ async def test_refused_by_name(http: httpx.AsyncClient, client: FakeClient, fiel
 async def test_an_unknown_model(http: httpx.AsyncClient) -> None:
     answer = await http.post(URL, json=ask(model="other"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}])
+async def test_a_reference_to_nothing(http: httpx.AsyncClient, kind: dict[str, str]) -> None:
+    answer = await http.post(URL, json={"input": [kind | {"id": "msg_1"}]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "input[0].id")
 
 
 async def test_a_long_instruction_is_called_input(http: httpx.AsyncClient) -> None:

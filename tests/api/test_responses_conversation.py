@@ -96,6 +96,17 @@ async def test_calls_and_reasoning_go_back(http: httpx.AsyncClient, client: Fake
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}])
+async def test_items_of_an_answer_by_reference(
+    http: httpx.AsyncClient, client: FakeClient, kind: dict[str, str]
+) -> None:
+    first = await respond(http, input="Hello")
+    user = {"role": "user", "content": "Hello"}
+    await respond(http, input=[user, kind | {"id": first["output"][0]["id"]}, user])
+    own = prompt_of(client)
+    assert own == await chat_prompt(http, client, user, {"role": "assistant", "content": client.texts[0]}, user)
+
+
 async def test_parts_of_a_calls_output(http: httpx.AsyncClient, client: FakeClient) -> None:
     call = {"type": "function_call", "call_id": "1", "name": "add", "arguments": '{"a": 7}'}
     parts = [{"type": "input_text", "text": text} for text in ("9", "5")]

@@ -17,8 +17,8 @@ class Clock:
         return self.now_s
 
 
-def block(text: str) -> Block:
-    return Block.of((MessageItem(id=f"msg_{text}", role="user", content=(InputText(text),)),))
+def items(text: str) -> tuple[MessageItem, ...]:
+    return (MessageItem(id=f"msg_{text}", role="user", content=(InputText(text),)),)
 
 
 def kept(name: str, *, size: int = 100, after: tuple[Block, ...] = ()) -> Kept:
@@ -27,8 +27,8 @@ def kept(name: str, *, size: int = 100, after: tuple[Block, ...] = ()) -> Kept:
         body=b"x" * size,
         status="completed",
         background=False,
-        input=(*after, block(f"in {name}")),
-        output=block(f"out {name}"),
+        input=(*after, Block.of_input(items(f"in {name}"))),
+        output=Block.of_output(items(f"out {name}")),
     )
 
 
@@ -37,8 +37,7 @@ def is_there(store: ResponseStore, name: str) -> bool:
 
 
 def test_items_come_back_as_they_were() -> None:
-    item = MessageItem(id="msg_1", role="user", content=(InputText("a\u2028b"),))
-    assert Block.of((item,)).items() == (item,)
+    assert Block.of_input(items("a\u2028b")).items() == items("a\u2028b")
 
 
 def test_number() -> None:
@@ -90,6 +89,17 @@ def test_what_is_kept_can_be_continued() -> None:
     assert texts == ["msg_in a", "msg_out a", "msg_in b", "msg_out b"]
 
 
+def test_only_an_answers_items_can_be_referred_to() -> None:
+    store = ResponseStore(StoreLimits(max_responses=1), Clock())
+    store.put(kept("a"))
+    assert store.find_item("msg_out a") == items("out a")[0]
+    assert store.find_item("msg_in a") is None
+    store.put(kept("b", after=store.get("id", "a").conversation))
+    assert store.find_item("msg_out a") == items("out a")[0]
+    store.put(kept("c"))
+    assert store.find_item("msg_out a") is None
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_its_size_is_that_of_all_different_blocks(seed: int) -> None:
     random = Random(seed)
@@ -112,3 +122,5 @@ def test_its_size_is_that_of_all_different_blocks(seed: int) -> None:
         assert store.size_bytes == sum(len(one.body) for one in there) + sum(blocks.values())
         assert len(there) == len(store) <= 20
         assert store.size_bytes <= 8000
+        answers = {item_id for one in there for part in one.conversation for item_id in part.ids}
+        assert {item_id for name in model if store.find_item(item_id := f"msg_out {name}")} == answers
