@@ -30,8 +30,8 @@ def _document() -> dict[str, Any]:
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
-    """Paths without parameters first: they go before those that would match them as well."""
-    paths = sorted(_document()["paths"].items(), key=lambda item: "{" in item[0])
+    """Paths without parameters, and then longer ones, first: they go before those that would match them as well."""
+    paths = sorted(_document()["paths"].items(), key=lambda item: ("{" in item[0], -len(item[0])))
     return [(re.compile(re.sub(r"{\w+}", "(.+)", re.escape(path).replace(r"\{", "{").replace(r"\}", "}"))), item)
             for path, item in paths]  # fmt: skip
 
@@ -64,7 +64,7 @@ def operation_at(method: str, path: str) -> dict[str, Any] | None:
 def against_document(scope: Scope, status: int, content_type: bytes, is_whole: bool, body: bytes) -> Iterator[str]:
     """A response of any route that the document knows."""
     operation = operation_at(scope["method"], scope["path"])
-    if operation is None:
+    if operation is None or not status:  # nothing is sent to a client that has gone away
         return
     response = operation["responses"].get(str(status))
     if response is None:
