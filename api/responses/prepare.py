@@ -211,6 +211,13 @@ def _format(body: ResponsesBody) -> dict[str, Any] | None:
             f"text.format.type: must be one of {', '.join(FORMATS)}, got {shown(given.get('type'))}",
             param="text.format.type",
         )
+    if given["type"] == "json_schema":
+        for key, kind in (("name", str), ("schema", dict)):
+            if not isinstance(given.get(key), kind):
+                words = "a string" if kind is str else "an object"
+                raise RequestError(
+                    f"text.format.{key}: must be {words}, got {shown(given.get(key))}", param=f"text.format.{key}"
+                )
     return {key: given[key] for key in _FORMAT_KEYS if given.get(key) is not None}
 
 

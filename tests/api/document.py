@@ -62,9 +62,10 @@ def operation_at(method: str, path: str) -> dict[str, Any] | None:
 
 
 def against_document(scope: Scope, status: int, content_type: bytes, is_whole: bool, body: bytes) -> Iterator[str]:
-    """A response of any route that the document knows."""
+    """A response of any route that the document knows, unless nothing was sent or the operator's routes are absent."""
     operation = operation_at(scope["method"], scope["path"])
-    if operation is None or not status:  # nothing is sent to a client that has gone away
+    is_absent = status == 404 and scope["path"].startswith("/admin")
+    if operation is None or status == 0 or is_absent:
         return
     response = operation["responses"].get(str(status))
     if response is None:
