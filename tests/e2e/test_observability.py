@@ -89,7 +89,8 @@ async def test_two_requests_are_told_in_numbers(http: httpx.AsyncClient) -> None
 async def test_the_server_says_what_it_is_and_keeps_its_secrets(http: httpx.AsyncClient) -> None:
     answer = await http.get("/server_info")
     info = answer.json()
-    assert (info["version"], info["topology"], info["flags"]["page-size"]) == (__version__, "prefill=1,decode=1", 16)
+    assert (info["version"], info["topology"]) == (__version__, "prefill=1x1,decode=1x1")
+    assert info["flags"]["page-size"] == 16
     assert info["workers"]["prefill.0"]["page_size"] == 16
     assert not [secret for secret in ("hush", "silent") if secret in answer.text]
 
