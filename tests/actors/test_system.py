@@ -17,11 +17,12 @@ from actors.worker import WorkerActor
 from runtime.constraints import Constraints
 from runtime.engine import EngineSpec, Step, StepHandle
 from runtime.sampling_params import ConstraintSpec, SamplingParams
+from runtime.text_stream import TextOptions
 from runtime.topology import parse_topology
 from tests.simulation.expected import expected_choice
 from tests.simulation.fake_constraints import FakeConstraints
 from tests.simulation.fake_engine import FakeEngine, FakeMover
-from tests.simulation.fake_tokens import FakeText
+from tests.simulation.fake_tokens import FakeText, token_text
 
 pytestmark = pytest.mark.anyio
 
@@ -332,6 +333,20 @@ async def test_a_request_that_waits_too_long_is_told_so() -> None:
         failed = await _failure(system, late)
         assert (failed.error.status, failed.error.code) == (503, "queue_timeout")
         await _settled(system)
+
+
+@pytest.mark.parametrize("include", [False, True])
+async def test_a_token_that_stops_has_text_only_where_it_is_included(include: bool) -> None:
+    params = SamplingParams(seed=3, max_tokens=200, stop_token_ids=(9,), logit_bias=((9, 100.0), (10, 100.0)))
+    request = GenerateRequest(request="r", prompt=(1, 2), params=params, text=TextOptions(include_stop=include))
+    async with _system("prefill=1,decode=1") as system:
+        deltas = list[Delta]()
+        async with system.client.stream(request) as events:
+            deltas += [event async for event in events if isinstance(event, Delta)]
+        await _settled(system)
+    owed = expected_choice(request.prompt, params, 0, ())
+    assert owed.records[-1].token == deltas[-1].stop_match == 9
+    assert "".join(delta.text for delta in deltas) == owed.text + (token_text(9) if include else "")
 
 
 async def test_more_choices_than_rows_is_refused_with_the_numbers() -> None:
