@@ -142,9 +142,7 @@ _CHAT: dict[str, Case] = {
     "chat_template": Refusal("{{ messages }}"),
     "documents": Refusal([{"text": "a"}]),
     "functions": Effect([TOOL["function"]], lambda seen: "[add]" in seen.prompt, True),
-    "function_call": Effect(
-        "none", lambda seen: "[add]" in seen.prompt, False, {"functions": [TOOL["function"]]}
-    ),
+    "function_call": Effect("none", lambda seen: "[add]" in seen.prompt, False, {"functions": [TOOL["function"]]}),
     "parallel_tool_calls": Elsewhere("tests.api.test_tools:test_one_call_at_most"),
     "include_reasoning": Elsewhere("tests.api.test_tools:test_reasoning_can_be_left_out"),
     "echo": Refusal(True),
