@@ -49,6 +49,14 @@ class EngineClient(Protocol):
         ...
 
 
+class CacheClient(Protocol):
+    """Who can empty the workers' prefix caches."""
+
+    async def forget_prefixes(self) -> dict[Address, int | None]:
+        """How many pages that nobody used each worker has given up; None where there was no answer."""
+        ...
+
+
 class WorkerClient(Protocol):
     """The gateway as operators' routes see it."""
 

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 
 import msgspec
 
+from actors.constraint_calls import Bound
 from actors.leases import lease_pages
 from actors.messages import FinishReason, Held, Key, KvChunkReady, Reserve, StartDecode
+from runtime.constraints import Constraint
 from runtime.engine import EngineSpec, PageWrite, RowState
 from runtime.pages import PagePool
 from runtime.prefix_cache import PrefixChain, extend
@@ -21,7 +23,8 @@ class Lease:
     """A group's promise: `shared` pages hold the prompt's full pages, `own` each choice's tail and first growth.
 
     The first `cached_tokens` tokens have KV already: their pages were found in the cache and pinned. The latest of
-    the chunks that have come lies on the slice since `kv_at`, 0 before any has.
+    the chunks that have come lies on the slice since `kv_at`, 0 before any has. `constraints` are those of the choices
+    that go on, None before they have been begun.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Lease:
         self.covered: list[tuple[int, int]] = [(0, cached_tokens)] if cached_tokens else []
         self.dropped: set[int] = set()
         self.start: StartDecode | None = None
+        self.constraints: dict[int, Constraint] | None = None
         self.kv_at = 0.0
 
     @property
@@ -45,6 +49,11 @@ class Lease:
     def pages(self, choice: int) -> tuple[int, ...]:
         """A choice's pages in token order."""
         return self.shared + self.own[choice]
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether nothing has to be known of constraints before its choices go on."""
+        return self.start is None or self.start.params.constraint is None or self.constraints is not None
 
     def complete(self) -> bool:
         """Whether inserted chunks cover all tokens, each once."""
@@ -61,7 +70,8 @@ class Sequence:
     """A running choice. `length` tokens have KV and `outputs` were sampled, counting what is dispatched.
 
     `tokens` are the prompt and the sampled tokens that were read; with `prefix` they name what its pages hold.
-    `kv_at` is when its KV was complete, until the gateway was told of its first step; None for a local one.
+    `kv_at` is when its KV was complete, until the gateway was told of its first step; None for a local one. What the
+    `constraint` allows next is known once all tokens were read.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Sequence:
         self.params = params
         self.prefix = prefix
         self.kv_at: float | None = None
+        self.constraint: Constraint | None = None
 
     @property
     def age(self) -> tuple[int, int]:
@@ -205,7 +216,7 @@ class DecodePhase:
         """Turns leases whose KV is complete into sequences; choices that ended in prefill give up their part."""
         begun = list[RowState]()
         for lease in list(self.leases.values()):
-            if lease.start is None or not lease.complete():
+            if lease.start is None or not lease.complete() or not lease.is_bound:
                 continue
             for choice, token in lease.start.starts:
                 if choice not in lease.dropped:
@@ -217,6 +228,7 @@ class DecodePhase:
         sequence = self._sequence(lease, choice, start.tokens, start.params)
         sequence.tokens.append(token)
         sequence.kv_at = lease.kv_at
+        sequence.constraint = lease.constraints[choice] if lease.constraints is not None else None
         output = (*start.tokens[start.prompt_tokens :], token)
         sequence.outputs = len(output)
         return RowState(
@@ -231,7 +243,13 @@ class DecodePhase:
         )
 
     def begin_local(
-        self, lease: Lease, choices: list[int], tokens: tuple[int, ...], params: SamplingParams, fence: int
+        self,
+        lease: Lease,
+        choices: list[int],
+        tokens: tuple[int, ...],
+        params: SamplingParams,
+        bound: Bound | None,
+        fence: int,
     ) -> list[RowState]:
         """Turns a lease into sequences whose first token the same worker's next step samples (mixed role)."""
         prompt_tokens = lease.reserve.prompt_tokens
@@ -239,6 +257,7 @@ class DecodePhase:
         for choice in choices:
             sequence = self._sequence(lease, choice, tokens, params)
             sequence.outputs = len(tokens) - prompt_tokens + 1
+            sequence.constraint = bound.constraints[choice] if bound is not None else None
             row = RowState(
                 row=sequence.row,
                 sampling=params,
@@ -248,6 +267,7 @@ class DecodePhase:
                 pages=tuple(sequence.pages),
                 length=sequence.length,
                 last_token=0,
+                mask=bound.mask if bound is not None else None,
             )
             begun.append(row)
         self.drop(lease, fence)

@@ -1,9 +1,9 @@
 """The gateway: owner of the ledger, the only actor that clients see and the only one that raises an attempt.
 
 In: `Submit`, `Disconnect`, `Drain` from clients; `Refused`, `SchedulerReport` from the scheduler; `PrefillStarted`,
-`DecodeStarted`, `TokensSampled`, `Preempted` from workers. Out: `Admit`, `AbortGroup` to the scheduler; deltas and
-exactly one terminal event to each client. It never waits for anybody but its inbox: a client that does not keep up
-loses its own stream.
+`DecodeStarted`, `TokensSampled`, `Preempted`, `Rejected` from workers. Out: `Admit`, `AbortGroup` to the scheduler;
+deltas and exactly one terminal event to each client. It never waits for anybody but its inbox: a client that does not
+keep up loses its own stream.
 
 What the scheduler reports is compared with the ledger: what it does not have any more starts another attempt, and what
 the ledger does not want any more is aborted again. So is an attempt of which a token was lost on its way here.
@@ -40,6 +40,7 @@ from actors.messages import (
     Preempted,
     PrefillStarted,
     Refused,
+    Rejected,
     ResumeWorker,
     SampledToken,
     SchedulerReport,
@@ -52,6 +53,7 @@ from actors.messages import (
 )
 from actors.reconcile import Overdue, choice_keys
 from actors.recovery import RecoveryOptions
+from actors.telemetry import NO_TELEMETRY, RecoveryCause, Telemetry
 from actors.tombstones import Tombstones
 from actors.worker_board import WorkerBoard
 from runtime.text_stream import TextOptions
@@ -76,7 +78,9 @@ class GatewayActor:
         max_requests: int,
         roles: Mapping[Address, Role],
         recovery: RecoveryOptions,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._telemetry = telemetry
         self._make_text = make_text
         self._recovery = recovery
         self._max_requests = max_requests
@@ -108,6 +112,8 @@ class GatewayActor:
             case TokensSampled():
                 for key, cached_tokens in message.cached:
                     self._note_cached(key, cached_tokens)
+                for key, scores in message.prompt_logprobs:
+                    self._note_scores(key, scores)
                 for sampled in message.tokens:
                     self._token(ctx, sampled)
             case PrefillStarted():
@@ -115,7 +121,9 @@ class GatewayActor:
             case DecodeStarted():
                 self._decode_started(message)
             case Preempted():
-                self._retry(ctx, message.key, message.choices)
+                self._retry(ctx, message.key, message.choices, "taken back")
+            case Rejected():
+                self._rejected(ctx, message)
             case Refused():
                 self._refused(ctx, message)
             case SchedulerReport():
@@ -153,7 +161,7 @@ class GatewayActor:
             return
         texts = tuple(self._make_text(submit.text) for _ in range(submit.num_choices))
         record = self.ledger.open(submit, ctx.now(), texts)
-        heapq.heappush(self._deadlines, (record.deadline, submit.request))
+        heapq.heappush(self._deadlines, (record.look_at(ctx.now()), submit.request))
         self._admit(ctx, record, record.choices[0].group, tuple(range(submit.num_choices)))
 
     def _refusal(self) -> ErrorInfo | None:
@@ -176,6 +184,7 @@ class GatewayActor:
             prompt_tokens=len(submit.prompt),
             params=submit.params,
             cache_salt=submit.cache_salt,
+            priority=submit.priority,
             start_by=record.deadline if key.attempt == 1 else None,
             deadline=self._give_up_at(record, ctx.now()),
         )
@@ -241,6 +250,12 @@ class GatewayActor:
         if record is not None and record.cached_tokens is None and not record.choices[key.choice].accepted:
             record.cached_tokens = cached_tokens
 
+    def _note_scores(self, key: Key, scores: tuple[TokenRecord, ...]) -> None:
+        """Logprobs of the prompt, of whichever attempt brings them first; they come with its first tokens."""
+        record = self.ledger.requests.get(key.request)
+        if record is not None and not record.prompt_logprobs and any(record.running(key)):
+            record.prompt_logprobs = scores
+
     def _token(self, ctx: Context, sampled: SampledToken) -> None:
         record = self.ledger.requests.get(sampled.key.request)
         if record is None:
@@ -255,7 +270,7 @@ class GatewayActor:
         if record.finished:
             self._complete(ctx, record)
         elif choice.is_stuck:
-            self._retry(ctx, choice.group, (choice.choice,))
+            self._retry(ctx, choice.group, (choice.choice,), "gap")
 
     def _deliver(self, ctx: Context, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken) -> None:
         text, finish, stop_match = self._derive(record, choice, sampled)
@@ -271,6 +286,7 @@ class GatewayActor:
             tokens=(sampled.record,),
             finish=finish,
             stop_match=stop_match,
+            prompt_logprobs=record.prompt_logprobs if sampled.index == 0 else (),
         )
         if not ctx.post(record.submit.client, delta):
             self._abort(ctx, record.submit.request)
@@ -278,20 +294,23 @@ class GatewayActor:
     def _derive(
         self, record: RequestRecord, choice: ChoiceRecord, sampled: SampledToken
     ) -> tuple[str, FinishReason | None, str | int | None]:
-        """Text, finish reason and what matched, from one accepted token. A token that stops by its id has no text."""
-        token: TokenRecord = sampled.record
-        if sampled.finish == "stop":
-            return choice.text.finish(), "stop", token.token
-        text, stop_string = choice.text.push(token.token)
+        """Text, finish reason and what matched, from one accepted token.
+
+        One that completes what a constraint allows is a token like any other.
+        """
+        token = sampled.record.token
+        if sampled.finish == "stop" and token in record.submit.params.stop_token_ids:
+            return choice.text.end(token), "stop", token
+        text, stop_string = choice.text.push(token)
         if stop_string is not None:
             return text, "stop", stop_string
-        if sampled.finish == "length":
-            return text + choice.text.finish(), "length", None
+        if sampled.finish is not None:
+            return text + choice.text.finish(), sampled.finish, None
         return text, None, None
 
     # --- setbacks
 
-    def _retry(self, ctx: Context, key: Key, choices: tuple[int, ...]) -> None:
+    def _retry(self, ctx: Context, key: Key, choices: tuple[int, ...], cause: RecoveryCause) -> None:
         """Ends the attempt everywhere, then starts a new one for each choice that is still wanted."""
         deadline = ctx.now() + STRAY_TIMEOUT_S
         ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline))
@@ -300,6 +319,7 @@ class GatewayActor:
             assert record is not None
             choice = record.choices[index]
             if choice.group == key and choice.finish is None:
+                self._telemetry.recovered(cause)
                 self._admit(ctx, record, choice.raise_attempt(ctx.now()), (index,))
             if record.submit.request not in self.ledger.requests:
                 return
@@ -311,6 +331,17 @@ class GatewayActor:
         choice = record.choices[message.key.choice]
         if choice.group == message.key and choice.finish is None:
             self._fail(ctx, record, message.error)
+
+    def _rejected(self, ctx: Context, message: Rejected) -> None:
+        """Fails the request, unless tokens before that place are missing: with them the choice may have ended."""
+        record = self.ledger.requests.get(message.key.request)
+        for index in message.choices if record is not None else ():
+            assert record is not None
+            choice = record.choices[index]
+            if choice.group == message.key and choice.finish is None and len(choice.accepted) == message.index:
+                self._fail(ctx, record, message.error)
+                return
+        self._retry(ctx, message.key, message.choices)
 
     def _compare(self, ctx: Context, report: SchedulerReport) -> None:
         """Starts again what the scheduler has lost, and aborts again what it should not have any more."""
@@ -325,7 +356,7 @@ class GatewayActor:
         }
         missing = {key: report.reads for key in open_choices if key not in held}
         for key in self._missing.note(missing, now, self._recovery.grace_s):
-            self._retry(ctx, open_choices[key], (key.choice,))
+            self._retry(ctx, open_choices[key], (key.choice,), "lost")
         unwanted = {key: report.reads for key in held if key not in open_choices}
         for key in self._unwanted.note(unwanted, now, self._recovery.heartbeat_s / 2):
             ctx.post(SCHEDULER, AbortGroup(key=held[key], choices=(key.choice,), deadline=now + STRAY_TIMEOUT_S))
@@ -335,7 +366,7 @@ class GatewayActor:
         for request, index in self._gaps.take_overdue(ctx.now(), self._recovery.gap_timeout_s):
             record = self.ledger.requests.get(request)
             if record is not None and record.choices[index].parked:
-                self._retry(ctx, record.choices[index].group, (index,))
+                self._retry(ctx, record.choices[index].group, (index,), "gap")
 
     # --- time
 
@@ -353,13 +384,9 @@ class GatewayActor:
             if record is None:
                 continue
             if record.deadline > ctx.now():
-                heapq.heappush(self._deadlines, (record.deadline, request))
+                heapq.heappush(self._deadlines, (record.look_at(ctx.now()), request))
                 continue
-            started = any(choice.accepted for choice in record.choices)
-            limit_s = record.submit.progress_timeout_s if started else record.submit.queue_timeout_s
-            what, code = ("next", "no_progress") if started else ("first", "queue_timeout")
-            message = f"No {what} token within {limit_s:g} s."
-            self._fail(ctx, record, ErrorInfo(status=503, message=message, code=code, retry_after_s=10))
+            self._fail(ctx, record, _too_late(record, ctx.now()))
 
     # --- drain and status
 
@@ -388,3 +415,16 @@ class GatewayActor:
 def _whole(request: str) -> Key:
     """Stands for all of a request."""
     return Key(request, 0, 0)
+
+
+def _too_late(record: RequestRecord, now: float) -> ErrorInfo:
+    """Which of its times a request has used up."""
+    submit = record.submit
+    if submit.timeout_s is not None and now >= record.submitted + submit.timeout_s:
+        # Not 408: that says that the client was slow to send its request.
+        message = f"The request was not complete within its {submit.timeout_s:g} s."
+        return ErrorInfo(status=504, message=message, code="deadline_exceeded")
+    limit_s = submit.progress_timeout_s if record.started else submit.queue_timeout_s
+    what, code = ("next", "no_progress") if record.started else ("first", "queue_timeout")
+    message = f"No {what} token within {limit_s:g} s."
+    return ErrorInfo(status=503, message=message, code=code, retry_after_s=10)

@@ -22,6 +22,10 @@ class TextStream(Protocol):
         """Text that the token releases, and the stop string that it completes, if any."""
         ...
 
+    def end(self, token: int) -> str:
+        """Text that is left once the token has stopped the choice by its id."""
+        ...
+
     def finish(self) -> str:
         """Text that was still held back."""
         ...
@@ -83,7 +87,10 @@ class ChoiceRecord:
 
 
 class RequestRecord:
-    """One request from its submission to its terminal record. `order` is its age among all requests."""
+    """One request from its submission to its terminal record. `order` is its age among all requests.
+
+    `prompt_logprobs` are there, if wanted, once a first token is.
+    """
 
     def __init__(self, submit: Submit, order: int, now: float, choices: tuple[ChoiceRecord, ...]) -> None:
         self.submit = submit
@@ -92,13 +99,25 @@ class RequestRecord:
         self.submitted = now
         self.progressed = now
         self.cached_tokens: int | None = None
+        self.prompt_logprobs: tuple[TokenRecord, ...] = ()
+
+    @property
+    def started(self) -> bool:
+        """Whether a token was accepted."""
+        return any(choice.accepted for choice in self.choices)
 
     @property
     def deadline(self) -> float:
-        """When the request fails for want of its first token, or of another one."""
-        if any(choice.accepted for choice in self.choices):
-            return self.progressed + self.submit.progress_timeout_s
-        return self.submitted + self.submit.queue_timeout_s
+        """When the request fails for want of its first token, of another one, or of its end."""
+        submit = self.submit
+        next_token = (
+            self.progressed + submit.progress_timeout_s if self.started else self.submitted + submit.queue_timeout_s
+        )
+        return next_token if submit.timeout_s is None else min(next_token, self.submitted + submit.timeout_s)
+
+    def look_at(self, now: float) -> float:
+        """No deadline that the request has or can get from now on is earlier than this."""
+        return min(self.deadline, now + self.submit.progress_timeout_s)
 
     @property
     def finished(self) -> bool:

@@ -150,9 +150,9 @@ class Drained(Message, frozen=True, kw_only=True):
 class Admit(Message, frozen=True, kw_only=True):
     """Place a group of choices. `order` is the request's age: smaller is older and survives longer.
 
-    `tokens` is what to prefill: the prompt, and for a recovered choice its accepted tokens behind it;
-    `prompt_tokens` tells where the prompt ends. `start_by` is when the first token has to be there; None for a group
-    that is admitted again.
+    The smaller its `priority`, the sooner it is placed. `tokens` is what to prefill: the prompt, and for a recovered
+    choice its accepted tokens behind it; `prompt_tokens` tells where the prompt ends. `start_by` is when the first
+    token has to be there; None for a group that is admitted again.
     """
 
     key: Key
@@ -162,6 +162,7 @@ class Admit(Message, frozen=True, kw_only=True):
     prompt_tokens: int
     params: SamplingParams
     cache_salt: str | None = None
+    priority: int = 0
     start_by: float | None = None
     deadline: float
 
@@ -444,6 +445,16 @@ class Preempted(Message, frozen=True, kw_only=True):
     reason: str
 
 
+class Rejected(Message, frozen=True, kw_only=True):
+    """The worker cannot go on with these choices behind their first `index` tokens, and no other one could."""
+
+    worker: Address
+    key: Key
+    choices: tuple[int, ...]
+    index: int
+    error: ErrorInfo
+
+
 # --- supervision
 
 
@@ -529,6 +540,19 @@ class ChunkCorrupt(Message, frozen=True, kw_only=True):
     sequence: int
 
 
+class ForgetPrefixes(Message, frozen=True, kw_only=True):
+    """An operator wants the worker's prefix cache emptied, as far as nobody uses it; answered with the next one."""
+
+    reply_to: Address
+
+
+class PrefixesForgotten(Message, frozen=True, kw_only=True):
+    """So many pages of the worker's prefix cache were given up."""
+
+    worker: Address
+    num_pages: int
+
+
 class GetStatus(Message, frozen=True, kw_only=True):
     """Ask the gateway for its counts; answered with `Status`."""
 
@@ -553,6 +577,7 @@ GatewayMessage = (
     | DecodeStarted
     | TokensSampled
     | Preempted
+    | Rejected
     | WorkerDown
     | WorkerUp
     | GetStatus
@@ -577,6 +602,7 @@ WorkerMessage = (
     | StartPrefill
     | Cancel
     | ResendPrefixes
+    | ForgetPrefixes
     | KvChunkReady
     | ChunkAcked
     | ChunkLost
@@ -585,16 +611,17 @@ WorkerMessage = (
     | WorkerDown
 )
 TransferMessage = MoveChunk | Cancel | WorkerDown
-ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer
+ClientMessage = Delta | Completed | Failed | Drained | Status | DrainAnswer | PrefixesForgotten
 AnyMessage = GatewayMessage | SchedulerMessage | WorkerMessage | TransferMessage | ClientMessage
 
 _CONTROL = (
     Drain, Refused, SchedulerReport, Reserved, ReserveRefused, Released, Inventory, PrefixesChanged, ResendPrefixes,
     PrefillStarted, ChunkAcked, ChunkLost, StartAcked, WorkerDown, WorkerUp, GetStatus, Status, Drained, Preempted,
     DrainWorker, ResumeWorker, AskDrain, DrainAnswer, ChunkCorrupt,
+    ForgetPrefixes, PrefixesForgotten,
 )  # fmt: skip
 _CANCEL = (Disconnect, AbortGroup, Cancel)
-_TOKEN = (TokensSampled, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)
+_TOKEN = (TokensSampled, Rejected, DecodeStarted, StartDecode, KvChunkReady, Delta, Completed, Failed)
 
 
 def mailbox_class(message: Message) -> MailboxClass:

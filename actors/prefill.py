@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence, Set
 
 import msgspec
 
-from actors.messages import Address, Key, StartPrefill
+from actors.constraint_calls import Bound
+from actors.messages import Address, Key, StartPrefill, TokenRecord
 from runtime.engine import EngineSpec
 from runtime.pages import PagePool
 from runtime.prefix_cache import Digest
@@ -31,7 +32,8 @@ class PrefillJob:
 
     The first `cached` tokens were found in this worker's cache: they are done from the start, but still to be sent if
     the decode side lacks them. Before it has pages, `expected` of them have been seen there. A local job (mixed worker)
-    writes into the pages of the lease and transfers nothing.
+    writes into the pages of the lease and transfers nothing. `bound` is the state of its constraint, None before it has
+    been begun; `scores` are the prompt's logprobs as far as they were read.
     """
 
     def __init__(self, start: StartPrefill, choices: tuple[int, ...], local_pages: tuple[int, ...] | None) -> None:
@@ -46,6 +48,8 @@ class PrefillJob:
         self.told = False
         self.sent = start.cached_tokens
         self.next_sequence = 0
+        self.bound: Bound | None = None
+        self.scores: list[TokenRecord] = []
 
     @property
     def key(self) -> Key:
@@ -56,6 +60,20 @@ class PrefillJob:
     def remaining(self) -> int:
         """Tokens that are not dispatched yet."""
         return len(self.start.tokens) - self.done
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether nothing has to be known of a constraint before its first tokens are sampled."""
+        return self.start.params.constraint is None or self.bound is not None
+
+    @property
+    def score(self) -> int | None:
+        """How many alternatives go with the logprobs of the prompt; None where they were accepted before, or unasked.
+
+        They are accepted together with the first token.
+        """
+        is_first = len(self.start.tokens) == self.start.prompt_tokens
+        return self.start.params.prompt_logprobs if is_first else None
 
     def reusable(self, page_size: int) -> tuple[Digest, ...]:
         """Digests of the prompt's pages that a cache may provide."""
@@ -118,6 +136,8 @@ class PrefillPhase:
         coming = self._coming(credits)
         short_of_pages = False
         for job in sorted(self.jobs.values(), key=lambda job: (job.start.order, job.key)):
+            if not job.is_bound:
+                continue
             if segments == self._spec.max_prefill_segments:
                 budget = 0
             if not job.begun and (budget < min(self._spec.page_size, job.remaining) or self._waits_for(job, coming)):

@@ -4,8 +4,8 @@ In: `Admit`, `AbortGroup`, `DrainWorker`, `ResumeWorker` from the gateway; `Rese
 `Inventory`, `PrefixesChanged`, `WorkerUp` from workers; `WorkerDown` from the supervisor. Out: `Reserve`,
 `StartPrefill`, `Cancel`, `ResendPrefixes` to workers; `Refused`, `Preempted`, `SchedulerReport` to the gateway. Decode
 first: nobody prefills for a group whose pages are not promised, so nobody holds one thing and waits for another. The
-oldest waiting group goes first and is never overtaken; a recovered group keeps its request's age and so goes before
-newer ones.
+first waiting group is never overtaken by those behind it: recovered ones go first, then the smaller priority, then the
+older request.
 
 Any message may be lost. Workers tell every so often what they hold, which is compared with the grants; the scheduler
 tells the gateway as often what it has. So it may die, too: the next one has nothing, and learns it from the workers.
@@ -57,6 +57,7 @@ from actors.placement import (
     never_fits,
 )
 from actors.recovery import RecoveryOptions
+from actors.telemetry import NO_TELEMETRY, Telemetry
 from actors.waiting import WaitingGroups
 
 
@@ -74,7 +75,9 @@ class SchedulerActor:
         recovery: RecoveryOptions,
         *,
         prefix_cache: bool,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._telemetry = telemetry
         self._waiting = WaitingGroups(max_queued, decode_reserve_tokens, prefix_cache=prefix_cache)
         self._recovery = recovery
         self._unheard = set(known)
@@ -89,7 +92,7 @@ class SchedulerActor:
 
     @property
     def queue(self) -> list[Admit]:
-        """Groups that wait for a place, oldest first."""
+        """Groups that wait for a place, the next one first."""
         return self._waiting.queue
 
     @property
@@ -114,6 +117,7 @@ class SchedulerActor:
                 self._tick(ctx)
             self._place(ctx)
             self._rate.waits(bool(self.queue), ctx.now())
+            self._telemetry.queued(len(self.queue), len(self.grants))
 
     def _handle(self, ctx: Context, message: Message) -> None:
         assert isinstance(message, SchedulerMessage), message
@@ -159,14 +163,15 @@ class SchedulerActor:
             return
         if admit.key.attempt > 1:
             self._rate.returned(ctx.now())
+        self._telemetry.admitted(again=admit.key.attempt > 1)
         self._waiting.enter(msgspec.structs.replace(admit, choices=choices))
 
     def _refusal(self, admit: Admit, now: float) -> ErrorInfo | None:
-        """What waits for its first token is what is queued, and what workers said they prefill."""
+        """What gets its first token earlier is what is queued before it, and what workers said they prefill."""
         prefilling = sum(len(view.prefills) for view in self.workers.values() if view.alive)
         return refusal(
             queued=len(self.queue),
-            ahead=len(self.queue) + prefilling,
+            ahead=self._waiting.ahead_of(admit) + prefilling,
             is_full=self._waiting.is_full_for(admit),
             patience_s=None if admit.start_by is None else admit.start_by - now,
             per_s=self._rate.per_s(now),
@@ -183,7 +188,7 @@ class SchedulerActor:
         ctx.post(GATEWAY, Refused(key=key, error=error))
 
     def _place(self, ctx: Context) -> None:
-        """Reserves for waiting groups, oldest first, until one does not fit."""
+        """Reserves for waiting groups, in their order, until one does not fit."""
         while self.queue and not self._unheard:
             admit = self.queue[0]
             if not self._has_path():

@@ -28,11 +28,12 @@ class SliceCalls:
 
 
 def size_of(turn: Turn, decode: DecodePhase) -> tuple[int, ...]:
-    """Turns of one class take about as long: like many prompt tokens, rows, tokens of context and copies."""
+    """Turns of one class take about as long: like many prompt tokens (scored ones too), rows, context and copies."""
     segments, rows = (turn.step.prefill, turn.step.decode) if turn.step is not None else ((), ())
     sequences = [decode.sequences.get(slot.key) for slot in turn.slots if slot.job is None]
     context = sum(segment.start for segment in segments)
     context += sum(sequence.length for sequence in sequences if sequence is not None)
     copies = len(turn.inserts) + len(turn.gathers) + len(turn.copies)
     prompt_tokens = sum(len(segment.tokens) for segment in segments)
-    return tuple(size_class(size) for size in (prompt_tokens, len(rows), context, copies))
+    scored = sum(len(segment.tokens) for segment in segments if segment.score is not None)
+    return tuple(size_class(size) for size in (prompt_tokens, len(rows), context, copies, scored))

@@ -18,6 +18,7 @@ import msgspec
 
 from actors.context import Actor, Context, EngineFailure, EngineTimeout
 from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, ChunkAcked, KvChunkReady, WorkerDown
+from actors.telemetry import NO_TELEMETRY, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ class RestartBudget:
 class ActorSupervisor:
     """Runs an actor that others can do without for a while. Its inbox stays open; `make` gets the life's number."""
 
-    def __init__(self, make: Callable[[int], Actor], policy: RestartPolicy) -> None:
+    def __init__(
+        self, make: Callable[[int], Actor], policy: RestartPolicy, telemetry: Telemetry = NO_TELEMETRY
+    ) -> None:
+        self._telemetry = telemetry
         self._make = make
         self._budget = RestartBudget(policy)
         self.epoch = 1
@@ -65,6 +69,7 @@ class ActorSupervisor:
             except Exception:
                 logger.exception("%s failed", ctx.address)
                 backoff_s = self._budget.spend(ctx.now())
+                self._telemetry.died(ctx.address, final=backoff_s is None)
                 if backoff_s is None:
                     raise
             else:
@@ -105,7 +110,9 @@ class WorkerSupervisor:
         reset: Callable[[], None],
         peers: Sequence[Address],
         policy: RestartPolicy,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        self._telemetry = telemetry
         self._make = make
         self._reset = reset
         self._peers = tuple(peers)
@@ -133,6 +140,7 @@ class WorkerSupervisor:
         """Tells everybody, waits out the backoff, resets the slice. False when the worker is given up."""
         backoff_s = self._budget.spend(ctx.now())
         self._tell(ctx, reason, final=backoff_s is None)
+        self._telemetry.died(ctx.address, final=backoff_s is None)
         if backoff_s is None:
             logger.error("%s failed too often and is given up", ctx.address)
             return False

@@ -23,8 +23,10 @@ from actors.messages import (
     Drained,
     ErrorInfo,
     Failed,
+    ForgetPrefixes,
     GetStatus,
     Message,
+    PrefixesForgotten,
     Status,
     Submit,
     WorkerDown,
@@ -33,6 +35,7 @@ from actors.messages import (
 from actors.placement import has_path
 from actors.supervisor import WorkerSupervisor
 from actors.wiring import CLIENT_CAPACITY, ActorSpec, SystemOptions, wire
+from runtime.constraints import Constraints
 from runtime.engine import Engine, KvMover
 from runtime.topology import Topology
 
@@ -100,6 +103,23 @@ class System:
             lambda reply_to: AskDrain(worker=worker, timeout_s=timeout_s, reply_to=reply_to), _STATUS_TIMEOUT_S
         )
         return answer if isinstance(answer, DrainAnswer) else None
+
+    async def forget_prefixes(self) -> dict[Address, int | None]:
+        """Empties all prefix caches of pages that nobody uses: how many pages by worker, None without an answer."""
+        workers = [Address(part.name) for part in self.topology.slices]
+        pages: dict[Address, int | None] = dict.fromkeys(workers)
+        address = Address(f"client/ask-{next(self._calls)}")
+        inbox = self.carrier.open(address, CLIENT_CAPACITY)
+        try:
+            asked = [worker for worker in workers if self.carrier.post(worker, ForgetPrefixes(reply_to=address))]
+            with anyio.move_on_after(_STATUS_TIMEOUT_S):
+                for _ in asked:
+                    answer = await inbox.take_within(None)
+                    if isinstance(answer, PrefixesForgotten):
+                        pages[answer.worker] = answer.num_pages
+            return pages
+        finally:
+            self.carrier.close(address)
 
     async def _ask(self, question: Callable[[Address], Message], timeout_s: float) -> Message | None:
         address = Address(f"client/ask-{next(self._calls)}")
@@ -203,10 +223,14 @@ async def running_system(
     mover: KvMover,
     make_text: TextStreamFactory,
     options: SystemOptions,
+    constraints: Constraints | None = None,
 ) -> AsyncIterator[System]:
-    """Starts the actors of a topology on this event loop; leaving stops them at once (drain first)."""
+    """Starts the actors of a topology on this event loop; leaving stops them at once (drain first).
+
+    Without `constraints` requests that want some are failed.
+    """
     carrier = MemoryCarrier()
-    specs = wire(engines, topology, mover, make_text, options)
+    specs = wire(engines, topology, mover, make_text, options, constraints=constraints)
     for spec in specs:
         carrier.open(spec.address, spec.capacity)
     system = System(carrier, specs, topology)

@@ -23,6 +23,7 @@ from actors.messages import (
     TransferMessage,
     WorkerDown,
 )
+from actors.telemetry import NO_TELEMETRY, Telemetry
 from runtime.engine import ChunkVanished, KvMover
 
 Pair = tuple[Address, Address]
@@ -38,8 +39,15 @@ class TransferActor:
     A copy that nobody takes is dropped after `untaken_s`.
     """
 
-    def __init__(self, mover: KvMover, untaken_s: float, move_timeout_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        mover: KvMover,
+        untaken_s: float,
+        move_timeout_s: float = 120.0,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
         self._mover = mover
+        self._telemetry = telemetry
         self._untaken_s = untaken_s
         self._move_timeout_s = move_timeout_s
         self.waiting: dict[Pair, deque[MoveChunk]] = {}
@@ -102,17 +110,20 @@ class TransferActor:
 
     async def _move(self, ctx: Context, pair: Pair, move: MoveChunk, lane: str) -> None:
         """One move, from the lane's taking to its return."""
+        began = ctx.now()
         try:
             chunk = ctx.arrays.get(move.handle)
             moved = await ctx.run_engine(lane, lambda: self._mover.move(chunk, move.target), self._move_timeout_s)
         except (KeyError, EngineFailure, EngineTimeout) as error:
             self._known.discard(_name(move))
+            self._telemetry.move_failed(*pair)
             if not isinstance(error.__cause__, ChunkVanished):
                 self._lost(ctx, move, f"{type(error).__name__}: {error}")
             if isinstance(error, EngineTimeout):
                 await self._until_back(ctx, lane)
         else:
             self._known.discard(_name(move))
+            self._telemetry.moved(*pair, move.token_end - move.token_start, ctx.now() - began)
             if self._ended:
                 return
             self._ready(ctx, move, ctx.arrays.put(moved))

@@ -19,7 +19,7 @@ class Slot(msgspec.Struct, frozen=True):
 class Turn(msgspec.Struct, kw_only=True):
     """What one call on the slice does, in this order: inserts, rows, step, gathers and local tail copies.
 
-    The step is the first one of the sequences in `begun`.
+    The step is the first one of the sequences in `begun`; those in `deferred` are constrained, so it is sampled later.
     """
 
     inserts: list[Insert]
@@ -28,6 +28,7 @@ class Turn(msgspec.Struct, kw_only=True):
     step: Step | None
     slots: tuple[Slot, ...]
     begun: list[Sequence]
+    deferred: tuple[Sequence, ...]
     gathers: list[tuple[PlannedChunk, tuple[int, ...]]]
     copies: list[tuple[int, tuple[int, ...]]]
 
@@ -35,7 +36,9 @@ class Turn(msgspec.Struct, kw_only=True):
 class Flight(msgspec.Struct, frozen=True):
     """A dispatched step that the host has not read. All device work up to turn `retires` is done when it is fetched.
 
-    `cached` tells what prefills that it ends had found cached; `size` is the class of steps that take as long.
+    `cached` tells what prefills that it ends had found cached; `size` is the class of steps that take as long. The
+    sample is yet to be enqueued while there are sequences in `deferred`. Logprobs of the chunks in `scored` are read
+    from the handle `scores`.
     """
 
     handle: StepHandle
@@ -44,6 +47,9 @@ class Flight(msgspec.Struct, frozen=True):
     retires: int
     cached: tuple[tuple[Key, int], ...]
     size: tuple[int, ...]
+    deferred: tuple[Sequence, ...]
+    scored: tuple[PlannedChunk, ...]
+    scores: StepHandle
 
 
 def enqueue(engine: Engine, turn: Turn, arrived: list[KvChunk]) -> tuple[StepHandle | None, list[KvChunk]]:

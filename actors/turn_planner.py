@@ -34,15 +34,22 @@ class TurnPlanner:
         sequences, table, victims = self._decode.plan(fence)
         preempted = [self._preempted(victim, fence) for victim in victims]
         chunks = self._prefill.plan() if self._role != "decode" else ()
-        turn = Turn(inserts=inserts, rows=rows, chunks=(), step=None, slots=(), begun=[], gathers=[], copies=[])
+        turn = Turn(
+            inserts=inserts, rows=rows, chunks=(), step=None, slots=(), begun=[], deferred=(), gathers=[], copies=[]
+        )
         segments, slots = self._plan_chunks(turn, chunks, fence)
         for sequence in sequences:
             slots.append(Slot(sequence.key, self._decode.dispatched(sequence), None))
             if sequence.kv_at is not None:
                 turn.begun.append(sequence)
         if segments or sequences:
-            decode_rows = tuple(sequence.row for sequence in sequences)
-            turn.step = Step(prefill=tuple(segments), decode=decode_rows, table=tuple(table))
+            turn.deferred = tuple(sequence for sequence in sequences if sequence.constraint is not None)
+            turn.step = Step(
+                prefill=tuple(segments),
+                decode=tuple(sequence.row for sequence in sequences),
+                table=tuple(table),
+                deferred=bool(turn.deferred),
+            )
         turn.slots = tuple(slots)
         has_work = turn.step is not None or inserts or turn.rows or turn.gathers
         return (turn if has_work else None), preempted
@@ -75,13 +82,22 @@ class TurnPlanner:
                 slots += [Slot(job.key.sibling(row.choice), index, remote) for row in rows]
             kept.append(chunk)
             if chunk.begin < chunk.end:
-                pages = job.pages[: self._spec.pages_for(chunk.end)]
-                tokens = job.start.tokens[chunk.begin : chunk.end]
-                segments.append(PrefillSegment(tokens=tokens, start=chunk.begin, pages=pages, sample_rows=sample_rows))
+                segments.append(self._segment(chunk, sample_rows))
             self._plan_moves(turn, chunk)
             self._prefill.dispatched(chunk)
         turn.chunks = tuple(kept)
         return segments, slots
+
+    def _segment(self, chunk: PlannedChunk, sample_rows: tuple[int, ...]) -> PrefillSegment:
+        job, tokens = chunk.job, chunk.job.start.tokens
+        return PrefillSegment(
+            tokens=tokens[chunk.begin : chunk.end],
+            start=chunk.begin,
+            pages=job.pages[: self._spec.pages_for(chunk.end)],
+            sample_rows=sample_rows,
+            score=job.score,
+            next_token=tokens[chunk.end] if job.score is not None and not chunk.last else None,
+        )
 
     def _plan_moves(self, turn: Turn, chunk: PlannedChunk) -> None:
         """What leaves after the chunk's forward: pages for transfer, or tail copies for a local group's siblings."""
@@ -102,7 +118,7 @@ class TurnPlanner:
         start = job.start
         if job.local:
             lease = self._decode.leases[job.key]
-            return self._decode.begin_local(lease, job.choices, start.tokens, start.params, fence)
+            return self._decode.begin_local(lease, job.choices, start.tokens, start.params, job.bound, fence)
         if len(self._free_rows) < len(job.choices):
             return None
         return [
@@ -115,6 +131,7 @@ class TurnPlanner:
                 pages=(),
                 length=0,
                 last_token=0,
+                mask=job.bound.mask if job.bound is not None else None,
             )
             for choice in job.choices
         ]

@@ -16,8 +16,10 @@ from actors.messages import GATEWAY, SCHEDULER, TRANSFER, Address, MailboxClass
 from actors.recovery import RecoveryOptions
 from actors.scheduler import SchedulerActor
 from actors.supervisor import ActorSupervisor, RestartPolicy, WorkerSupervisor
+from actors.telemetry import NO_TELEMETRY, Telemetry
 from actors.transfer import TransferActor
 from actors.worker import WorkerActor, WorkerOptions
+from runtime.constraints import Constraints
 from runtime.engine import Engine, KvMover
 from runtime.pages import PagePool
 from runtime.topology import Slice, Topology
@@ -29,7 +31,7 @@ CLIENT_CAPACITY: Mapping[MailboxClass, int] = {"control": 16, "cancel": 1, "toke
 class SystemOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`max_queued` requests wait for a place; `max_choices` bounds n. The rest bounds or times the workers.
 
-    `prefix_cache` lets requests share the KV of equal beginnings.
+    `prefix_cache` lets requests share the KV of equal beginnings. `telemetry` hears of the actors' work.
     """
 
     max_queued: int = 1024
@@ -39,6 +41,7 @@ class SystemOptions(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerOptions = WorkerOptions()
     restart: RestartPolicy = RestartPolicy()
     recovery: RecoveryOptions = RecoveryOptions()
+    telemetry: Telemetry = NO_TELEMETRY
 
 
 class ActorSpec(msgspec.Struct, frozen=True):
@@ -64,25 +67,30 @@ def wire(
     make_text: TextStreamFactory,
     options: SystemOptions,
     make_pool: MakePool = _plain_pool,
+    constraints: Constraints | None = None,
 ) -> list[ActorSpec]:
-    """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages."""
+    """Makes the actors of a system, one worker per slice. `make_pool` gets the slice's name and its pages.
+
+    Without `constraints` requests that want some are failed.
+    """
     roles = {Address(part.name): part.role for part in topology.slices}
     rows = sum(engine.spec.num_rows for engine in engines.values())
     max_requests = options.max_queued + rows
     room = _capacity(max_requests * min(options.max_choices, rows), len(topology.slices))
     names = [Address(part.name) for part in topology.slices]
-    gateway = GatewayActor(make_text, max_requests, roles, options.recovery)
-    scheduler = ActorSupervisor(lambda life: _scheduler(names, options), options.restart)
+    gateway = GatewayActor(make_text, max_requests, roles, options.recovery, options.telemetry)
+    scheduler = ActorSupervisor(lambda life: _scheduler(names, options), options.restart, options.telemetry)
     specs = [ActorSpec(GATEWAY, gateway, room), ActorSpec(SCHEDULER, scheduler, room)]
     if not topology.named("mixed"):
-        transfer = ActorSupervisor(lambda life: _transfer(mover, options), options.restart)
+        transfer = ActorSupervisor(lambda life: _transfer(mover, options), options.restart, options.telemetry)
         specs.append(ActorSpec(TRANSFER, transfer, room))
     for part in topology.slices:
         address, engine = Address(part.name), engines[part.name]
         deadlines = CallDeadlines(options.worker.step_timeout_s)
-        make = partial(_worker, part, engine, make_pool, options, deadlines)
+        make = partial(_worker, part, engine, make_pool, options, deadlines, constraints)
         peers = [name for name in names if name != address]
-        specs.append(ActorSpec(address, WorkerSupervisor(make, engine.reset, peers, options.restart), room))
+        worker = WorkerSupervisor(make, engine.reset, peers, options.restart, options.telemetry)
+        specs.append(ActorSpec(address, worker, room))
     return specs
 
 
@@ -94,21 +102,29 @@ def _scheduler(workers: list[Address], options: SystemOptions) -> Actor:
         workers,
         options.recovery,
         prefix_cache=options.prefix_cache,
+        telemetry=options.telemetry,
     )
 
 
 def _transfer(mover: KvMover, options: SystemOptions) -> Actor:
     """A transfer actor with nothing under way."""
-    return TransferActor(mover, options.recovery.dead_after_s)
+    return TransferActor(mover, options.recovery.dead_after_s, telemetry=options.telemetry)
 
 
 def _worker(
-    part: Slice, engine: Engine, make_pool: MakePool, options: SystemOptions, deadlines: CallDeadlines, epoch: int
+    part: Slice,
+    engine: Engine,
+    make_pool: MakePool,
+    options: SystemOptions,
+    deadlines: CallDeadlines,
+    constraints: Constraints | None,
+    epoch: int,
 ) -> Actor:
     """A worker with an empty pool; made anew after each of its deaths."""
     pool = make_pool(part.name, engine.spec.num_pages)
     address = Address(part.name)
-    return WorkerActor(address, part.role, engine, pool, options.worker, options.recovery, deadlines, epoch)
+    worker, recovery, telemetry = options.worker, options.recovery, options.telemetry
+    return WorkerActor(address, part.role, engine, pool, worker, recovery, deadlines, epoch, constraints, telemetry)
 
 
 def _capacity(num_choices: int, num_workers: int) -> dict[MailboxClass, int]:

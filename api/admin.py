@@ -46,13 +46,13 @@ class Admin(msgspec.Struct, frozen=True, kw_only=True):
     chaos: Chaos | None = None
 
 
-class _Drain(msgspec.Struct, forbid_unknown_fields=True):
+class DrainBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of a drain; what still runs after `timeout_s` is moved."""
 
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=86400)] = DEFAULT_DRAIN_S
 
 
-class _Order(msgspec.Struct, forbid_unknown_fields=True):
+class ChaosBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of an order of failures."""
 
     spec: str
@@ -66,7 +66,7 @@ def admin_routes(admin: Admin) -> list[BaseRoute]:
         return _json({"workers": content})
 
     async def drain(request: Request) -> Response:
-        body = await _body(request, _Drain, _Drain())
+        body = await _body(request, DrainBody, DrainBody())
         return _answer(await admin.client.drain_worker(_name(request), body.timeout_s))
 
     async def resume(request: Request) -> Response:
@@ -77,7 +77,7 @@ def admin_routes(admin: Admin) -> list[BaseRoute]:
         if source is None:
             raise RequestError("there is nothing here to strike", status=404, code="no_chaos")
         if request.method == "POST":
-            body = await _body(request, _Order, None)
+            body = await _body(request, ChaosBody, None)
             try:
                 source.begin(body.spec)
             except SpecError as error:

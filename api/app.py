@@ -8,10 +8,10 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 import anyio
-import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,11 +24,17 @@ from api.completions import CompletionAnswer, prepare_completion
 from api.edge import Edge
 from api.errors import error_body, from_request_error
 from api.generate import GenerateEndpoint
-from api.health import health_body
+from api.keys import Keys
+from api.metrics import Metrics
 from api.model import ApiSettings, Readiness, ServedModel
 from api.models import model_entry, model_list
+from api.observation import ObservedClient
+from api.openapi import openapi_route
+from api.operations import Operations, operations_routes
+from api.reply import json_response
+from api.responses.routes import response_routes
+from api.tokenize import tokenizer_routes
 from api.validate import check_model
-from runtime import __version__
 from runtime.errors import RequestError
 
 
@@ -38,9 +44,12 @@ def create_app(
     readiness: Callable[[], Readiness],
     settings: ApiSettings | None = None,
     admin: Admin | None = None,
+    operations: Operations | None = None,
 ) -> Starlette:
     """The HTTP surface of one served model; with `admin`, the operator's as well."""
     settings = settings or ApiSettings()
+    operations = operations or Operations(metrics=Metrics())
+    client = ObservedClient(client, operations.metrics)
     limiter = anyio.CapacityLimiter(settings.tokenizer_threads)
     chat = GenerateEndpoint(model, client, readiness, settings, limiter, prepare_chat, ChatAnswer)
     completions = GenerateEndpoint(model, client, readiness, settings, limiter, prepare_completion, CompletionAnswer)
@@ -52,31 +61,31 @@ def create_app(
         name = check_model(request.path_params["name"], model)
         return json_response(model_entry(model, name))
 
-    async def health(request: Request) -> Response:
-        state = readiness()
-        return json_response(health_body(state), status=200 if state.is_well else 503)
-
-    async def version(request: Request) -> Response:
-        return json_response({"version": __version__, "engine": model.engine})
-
     return Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"], name="chat"),
             Route("/v1/completions", completions, methods=["POST"], name="completions"),
+            *response_routes(model, client, readiness, settings, limiter),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
-            Route("/health", health),
-            Route("/version", version),
+            openapi_route(needs_key=bool(settings.api_keys)),
+            *tokenizer_routes(model, settings, limiter),
+            *operations_routes(operations, readiness, settings, model.engine),
             *(admin_routes(admin) if admin is not None else []),
         ],
-        middleware=[Middleware(Edge, api_keys=settings.api_keys)],
+        middleware=_middleware(settings, operations),
         exception_handlers={HTTPException: _http_error, RequestError: _request_error},
     )
 
 
-def json_response(content: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A whole JSON response."""
-    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+def _middleware(settings: ApiSettings, operations: Operations) -> list[Middleware]:
+    """From the outside inwards. A browser asks without a key whether it may send one: that comes before the keys."""
+    layers = [Middleware(Edge, metrics=operations.metrics, tracing=operations.tracing)]
+    if settings.cors_origins:
+        allowed = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"], "max_age": 600}
+        shown = ["x-request-id", "retry-after"]
+        layers.append(Middleware(CORSMiddleware, allow_origins=settings.cors_origins, expose_headers=shown, **allowed))
+    return [*layers, Middleware(Keys, api_keys=settings.api_keys)]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

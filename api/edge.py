@@ -1,69 +1,121 @@
-"""The outermost layer: request ids, bearer keys, and the last resort for the server's own faults.
+"""The outermost layer: request ids, the request's record, and the last resort for the server's own faults.
 
-Every response carries `x-request-id`, the client's own if it sent a harmless one.
+Every response carries `x-request-id`, the client's own if it sent a harmless one, and so does every log line that is
+written meanwhile. When the response has ended, what it was is logged in one line, counted, and told as spans where
+these are wanted. Only route, status, counts and times are: no prompt, no answer, no key.
 """
 
-import hmac
 import logging
 import re
+import time
 import uuid
+from typing import Any
 
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
-from actors.messages import ErrorInfo
 from api.errors import INTERNAL_ERROR, send_error
+from api.keys import OPEN_PATHS
+from api.metrics import Metrics
+from api.observation import RequestRecord, current_record
+from api.tracing import Tracing
 
 logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("api.access")
 
-OPEN_PATHS = frozenset({"/health", "/metrics"})
-ADMIN_PREFIX = "/admin/"
-"""Below it `api.admin` asks for a key of its own."""
+UNMATCHED = "unmatched"
+"""The route of requests that belong to none."""
+
+CLIENT_GONE = 499
+"""Stands for the status of a response that never began because nobody waited for it any more."""
 
 _HARMLESS_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_UNAUTHORIZED = ErrorInfo(
-    status=401, message="a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key"
-)
 
 
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
-        self._keys = tuple(key.encode() for key in api_keys)
+        self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        request_id = _request_id(headers.get(b"x-request-id", b""))
-        started = False
+        request_id = _request_id(dict(scope["headers"]).get(b"x-request-id", b""))
+        record = RequestRecord(request_id=request_id.decode(), began_at=time.monotonic(), wall_ns=time.time_ns())
+        path, prefix = scope["path"], scope.get("root_path", "")
+        token = current_record.set(record)
+        with bound_contextvars(request_id=record.request_id):
+            try:
+                await self._serve(scope, receive, send, record)
+            finally:
+                current_record.reset(token)
+                record.ended_at = time.monotonic()
+                record.route = route_of(scope, prefix)
+                self._tell(scope["method"], path, dict(scope["headers"]), record)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        tag = (b"x-request-id", record.request_id.encode())
 
         async def send_tagged(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
+                record.status = message["status"]
+                message = {**message, "headers": [*message["headers"], tag]}
             await send(message)
 
-        if not self._admits(scope["path"], headers.get(b"authorization", b"")):
-            await send_error(send_tagged, _UNAUTHORIZED)
-            return
         try:
             await self._app(scope, receive, send_tagged)
         except Exception:
-            logger.exception("request %s to %s failed in the server", request_id.decode(), scope["path"])
-            if not started:
+            logger.exception("request %s to %s failed in the server", record.request_id, scope["path"])
+            if record.status is None:
                 await send_error(send_tagged, INTERNAL_ERROR)
 
-    def _admits(self, path: str, authorization: bytes) -> bool:
-        if not self._keys or path in OPEN_PATHS or path.startswith(ADMIN_PREFIX):
-            return True
-        scheme, _, key = authorization.partition(b" ")
-        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
-        return scheme.lower() == b"bearer" and any(matches)
+    def _tell(self, method: str, path: str, headers: dict[bytes, bytes], record: RequestRecord) -> None:
+        status = record.status or CLIENT_GONE
+        self._metrics.http.add(1, record.route, str(status))
+        level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
+        if access_logger.isEnabledFor(level):
+            access_logger.log(level, "request", extra=access_fields(method, status, record))
+        if self._tracing is not None and path not in OPEN_PATHS:
+            self._tracing.tell(method, status, headers, record)
+
+
+def access_fields(method: str, status: int, record: RequestRecord) -> dict[str, Any]:
+    """What the access line tells; keys without a value are left out."""
+    assert record.ended_at is not None
+    engine = record.engine
+    firsts = [one.first_at for one in engine if one.first_at is not None]
+    fields: dict[str, Any] = {
+        "method": method,
+        "route": record.route,
+        "status": status,
+        "e2e_s": round(record.ended_at - record.began_at, 6),
+        "ttft_s": round(min(firsts) - record.began_at, 6) if firsts else None,
+    }
+    if engine:
+        reasons = {reason for one in engine for reason in one.finished.values()}
+        fields |= {
+            "prompt_tokens": sum(one.prompt_tokens for one in engine),
+            "completion_tokens": sum(one.completion_tokens for one in engine),
+            "cached_tokens": sum(one.cached_tokens for one in engine),
+            "finish_reason": ",".join(sorted(reasons)) or None,
+            "error": next((one.code for one in engine if one.code is not None), None),
+        }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def route_of(scope: Scope, prefix: str) -> str:
+    """The route's own path with its parameters by name; `prefix` is the root path under which the application lies."""
+    route = scope.get("route")
+    path = getattr(route, "path", None)
+    if not isinstance(path, str):
+        return UNMATCHED
+    return path if isinstance(route, Mount) else str(scope.get("root_path", "")).removeprefix(prefix) + path
 
 
 def _request_id(sent: bytes) -> bytes:

@@ -50,7 +50,7 @@ class GenerateEndpoint:
         """Serves one request."""
         state = self._readiness()
         if not state.is_open:
-            await send_error(send, _not_ready(state))
+            await send_error(send, not_ready(state))
             return
         try:
             data = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout_s)
@@ -99,7 +99,8 @@ async def _read_parts(receive: Receive, max_bytes: int) -> bytes | None:
             return b"".join(parts)
 
 
-def _not_ready(state: Readiness) -> ErrorInfo:
+def not_ready(state: Readiness) -> ErrorInfo:
+    """The refusal of requests in a state that takes none."""
     detail = f": {state.detail}" if state.detail else ""
     return ErrorInfo(
         status=503, message=f"the server is {state.state}{detail}", code=f"server_{state.state}", retry_after_s=5

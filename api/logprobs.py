@@ -1,22 +1,34 @@
-"""Logprobs in OpenAI's two shapes.
+"""Logprobs in the shapes that clients read: OpenAI's two for answers, and vLLM's for prompts.
 
 The engine gives ids and numbers; here they become token texts. A token that is not whole UTF-8 by itself is
-shown as `bytes:\\xe2\\x80`, so that two different tokens never look the same. JSON has no infinity: -9999
-stands for it.
+shown as `bytes:\\xe2\\x80`, so that two different tokens never look the same; where the client prefers, every token is
+shown as `token_id:7`. JSON has no infinity: -9999 stands for it.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from actors.messages import TokenRecord
-from runtime.detokenize import IncrementalDetokenizer
 from runtime.tokens import Tokenizer
 
 LOWEST_LOGPROB = -9999.0
 
 
+class TokenNames(msgspec.Struct, frozen=True):
+    """How tokens are shown."""
+
+    tokenizer: Tokenizer
+    as_ids: bool = False
+
+    def name(self, token: int) -> str:
+        """The token's text or its id, as the client wants it."""
+        return f"token_id:{token}" if self.as_ids else token_text(self.tokenizer, token)
+
+
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """How a token is shown."""
+    """How a token is shown by its text."""
     piece = tokenizer.piece(token)
     try:
         return piece.decode()
@@ -24,53 +36,48 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def _finite(logprob: float | None) -> float:
+def finite(logprob: float | None) -> float:
+    """The logprob as JSON can hold it."""
     return LOWEST_LOGPROB if logprob is None or not logprob > LOWEST_LOGPROB else logprob
 
 
-def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
+def _entry(names: TokenNames, token: int, logprob: float | None) -> dict[str, Any]:
     return {
-        "token": token_text(tokenizer, token),
-        "logprob": _finite(logprob),
-        "bytes": list(tokenizer.piece(token)),
+        "token": names.name(token),
+        "logprob": finite(logprob),
+        "bytes": list(names.tokenizer.piece(token)),
     }
 
 
-def chat_logprobs(tokenizer: Tokenizer, records: Sequence[TokenRecord]) -> dict[str, Any]:
+def chat_logprobs(tokenizer: Tokenizer, records: Sequence[TokenRecord], *, as_ids: bool = False) -> dict[str, Any]:
     """The chat shape, for the tokens of one choice or of one chunk."""
+    names = TokenNames(tokenizer, as_ids)
     content = [
         {
-            **_entry(tokenizer, record.token, record.logprob),
-            "top_logprobs": [_entry(tokenizer, token, logprob) for token, logprob in record.top],
+            **_entry(names, record.token, record.logprob),
+            "top_logprobs": [_entry(names, token, logprob) for token, logprob in record.top],
         }
         for record in records
     ]
     return {"content": content, "refusal": None}
 
 
-class LegacyLogprobs:
-    """The completions shape of one choice; knows how far its text has come, for `text_offset`."""
+def prompt_logprobs(tokenizer: Tokenizer, records: Sequence[TokenRecord], num_top: int) -> list[Any]:
+    """vLLM's shape for a prompt of one token more than there are records: nothing comes before its first token.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._detokenizer: IncrementalDetokenizer = tokenizer.detokenizer()
-        self._offset = 0
+    A rank is known where the token is among the likeliest that the engine has told of.
+    """
+    return [None, *(_ranked(tokenizer, record, num_top) for record in records)]
 
-    def render(self, records: Sequence[TokenRecord]) -> dict[str, Any]:
-        """The shape for the choice's next tokens; offsets count characters from the start of its text."""
-        offsets = []
-        for record in records:
-            offsets.append(self._offset)
-            self._offset += len(self._detokenizer.push(record.token))
-        return {
-            "tokens": [token_text(self._tokenizer, record.token) for record in records],
-            "token_logprobs": [_finite(record.logprob) for record in records],
-            "top_logprobs": [self._top(record) for record in records],
-            "text_offset": offsets,
+
+def _ranked(tokenizer: Tokenizer, record: TokenRecord, num_top: int) -> dict[str, Any]:
+    ranks = {token: rank for rank, (token, _) in enumerate(record.top, start=1)}
+    shown = {record.token: record.logprob} | dict(record.top[:num_top])
+    return {
+        str(token): {
+            "logprob": finite(logprob),
+            "rank": ranks.get(token),
+            "decoded_token": token_text(tokenizer, token),
         }
-
-    def _top(self, record: TokenRecord) -> dict[str, float]:
-        """Alternatives by text; the chosen token is always among them, with the very same number."""
-        top = {token_text(self._tokenizer, token): _finite(logprob) for token, logprob in record.top}
-        top[token_text(self._tokenizer, record.token)] = _finite(record.logprob)
-        return top
+        for token, logprob in shown.items()
+    }

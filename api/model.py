@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from actors.messages import WorkerStatus
+from api.parsers.forms import OutputForms
 from runtime import __version__
 from runtime.constraints import check_grammar
 from runtime.model_config import GenerationDefaults
@@ -29,9 +30,9 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     `max_request_tokens` is what the KV pool holds for a single sequence, `max_choices` bounds `n` (the rows of a
     decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `check_grammar` says why
-    a grammar cannot be compiled, None for one that can. `think_start` and `think_end` are the tokens around a block of
-    thoughts, empty for a model without. `root` is what `/v1/models` shows as the model's origin, `engine` what
-    `/version` says of what computes: `jax`, or a line that begins with `emulated`.
+    a grammar cannot be compiled, None for one that can. `root` is what `/v1/models` shows as the model's origin,
+    `engine` what `/version` says of what computes: `jax`, or a line that begins with `emulated`. `forms` tells how its
+    text is parted into reasoning, content and calls.
     """
 
     names: tuple[str, ...]
@@ -45,11 +46,20 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     max_choices: int = 128
     max_answers: int = 256
     check_grammar: Callable[[str], str | None] = check_grammar
-    think_start: tuple[int, ...] = ()
-    think_end: tuple[int, ...] = ()
     root: str | None = None
     draw_seed: Callable[[], int] = draw_os_seed
     engine: str = REAL_ENGINE
+    forms: OutputForms = OutputForms()
+
+    @property
+    def think_start(self) -> tuple[int, ...]:
+        """The tokens that open a block of thoughts; empty for a model without."""
+        return tuple(self.tokenizer.encode(self.forms.reasoning.begin)) if self.forms.reasoning else ()
+
+    @property
+    def think_end(self) -> tuple[int, ...]:
+        """The tokens that close a block of thoughts; empty for a model without."""
+        return tuple(self.tokenizer.encode(self.forms.reasoning.end)) if self.forms.reasoning else ()
 
     @property
     def max_total_tokens(self) -> int:
@@ -92,13 +102,19 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Knobs of the HTTP edge. Without `api_keys` everybody is let in, whatever header they send.
 
-    `body_timeout_s` bounds the time from a request's head to the end of its body.
+    Pages of `cors_origins` may use the server from a browser. `body_timeout_s` bounds the time from a request's head to
+    the end of its body. `response_store_size` is how many responses are kept for `/v1/responses/{id}` (0: none), in at
+    most `response_store_bytes`, each for `response_store_age_s` after its last use.
     """
 
     api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 16 * 2**20
     body_timeout_s: float = 60.0
     ping_interval_s: float = 15.0
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
     tokenizer_threads: int = 4
+    response_store_size: int = 1024
+    response_store_bytes: int = 256 * 2**20
+    response_store_age_s: float = 86400.0

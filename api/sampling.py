@@ -1,5 +1,7 @@
 """Resolves a request's sampling fields into `SamplingParams`: checked, defaults filled in, seed drawn."""
 
+from collections.abc import Sequence
+
 from api.checks import check_token_ids, in_range, whole_in_range
 from api.model import ServedModel
 from api.schema import SamplingBody
@@ -10,10 +12,19 @@ GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing logits by them overflows."""
 
 
-def resolve_sampling(body: SamplingBody, max_tokens: int, logprobs: int | None, model: ServedModel) -> SamplingParams:
+def resolve_sampling(
+    body: SamplingBody,
+    max_tokens: int,
+    logprobs: int | None,
+    model: ServedModel,
+    *,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
     """Checks every sampling field; what is absent comes from the model's defaults, the seed from its source."""
     defaults = model.defaults
     temperature = in_range("temperature", body.temperature, 0, 2, defaults.temperature)
+    min_tokens = whole_in_range("min_tokens", body.min_tokens, 0, max_tokens, 0)
+    stop_ids = _stop_ids(body, model)
     return SamplingParams(
         seed=_seed(body.seed, model),
         max_tokens=max_tokens,
@@ -27,9 +38,11 @@ def resolve_sampling(body: SamplingBody, max_tokens: int, logprobs: int | None, 
             "repetition_penalty", body.repetition_penalty, 0.01, 10, defaults.repetition_penalty
         ),
         logit_bias=_logit_bias(body.logit_bias or {}, model.vocab_size),
-        min_tokens=whole_in_range("min_tokens", body.min_tokens, 0, max_tokens, 0),
-        stop_token_ids=_stop_ids(body, model),
+        allowed_mask=_allowed_mask(body.allowed_token_ids, stop_ids if min_tokens else (), model.vocab_size),
+        min_tokens=min_tokens,
+        stop_token_ids=stop_ids,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
@@ -62,6 +75,21 @@ def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, flo
         check_token_ids("logit_bias", [int(key)], vocab_size)
         entries[int(key)] = in_range("logit_bias", value, -100, 100, 0.0)
     return tuple(entries.items())
+
+
+def _allowed_mask(allowed: list[int] | None, excluded: Sequence[int], vocab_size: int) -> bytes | None:
+    """The packed mask of the allowed ids, of which some must be left when those that may not come first are not."""
+    if allowed is None:
+        return None
+    check_token_ids("allowed_token_ids", allowed, vocab_size)
+    if not set(allowed).difference(excluded):
+        reason = "the list is empty" if not allowed else "min_tokens excludes all of them, for they end the text"
+        raise RequestError(f"allowed_token_ids: must allow at least one token, but {reason}", param="allowed_token_ids")
+    words = -(-vocab_size // 32)
+    mask = bytearray(4 * words)
+    for token in allowed:
+        mask[token // 8] |= 1 << token % 8
+    return bytes(mask)
 
 
 def _stop_ids(body: SamplingBody, model: ServedModel) -> tuple[int, ...]:

@@ -2,10 +2,11 @@
 
 Decoding checks types only; `validate` checks values. Every field may be absent or null. Fields that are not
 listed are ignored, for clients send many that do not concern a server; those at the top of a body are logged at
-level INFO, each name once per process. Fields that would change the answer but are not built yet are listed in
-`UNSUPPORTED` and refused by name.
+level INFO, each name once per process, but for those in `IGNORED`, which every client sends. Fields that would change
+the answer but are not served are listed in `UNSUPPORTED` and refused by name.
 """
 
+import functools
 import logging
 import re
 import threading
@@ -58,6 +59,17 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     min_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    allowed_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = None
+    timeout_s: float | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: str | bool | dict[str, Any] | None = None
@@ -66,9 +78,9 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     guided_grammar: str | None = None
     bad_words: list[str] | None = None
     thinking_token_budget: int | None = None
-    allowed_token_ids: Any = None
-    prompt_logprobs: Any = None
-    include_stop_str_in_output: Any = None
+    use_beam_search: Any = None
+    logits_processors: Any = None
+    prompt_embeds: Any = None
 
 
 class ContentPart(msgspec.Struct):
@@ -100,6 +112,7 @@ class ChatMessage(msgspec.Struct):
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -114,8 +127,19 @@ class ChatBody(SamplingBody, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    functions: Any = None
-    continue_final_message: Any = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: Any = None
+    documents: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    include_reasoning: bool | None = None
+    echo: Any = None
+    audio: Any = None
+    web_search_options: Any = None
 
 
 class CompletionBody(SamplingBody, kw_only=True):
@@ -129,16 +153,18 @@ class CompletionBody(SamplingBody, kw_only=True):
 
 
 UNSUPPORTED = (
-    "allowed_token_ids", "prompt_logprobs", "include_stop_str_in_output",
-    "functions", "continue_final_message", "echo", "suffix",
+    "use_beam_search", "logits_processors", "prompt_embeds", "suffix",
+    "chat_template", "documents", "audio", "web_search_options",
 )  # fmt: skip
+
+IGNORED = frozenset({
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prompt_cache_options", "verbosity", "session_id",
+})  # fmt: skip
+"""Fields that tell of the client or of a service's accounts, and change no answer here."""
 
 Body = TypeVar("Body", bound=SamplingBody)
 
-_DECODERS: dict[type[SamplingBody], msgspec.json.Decoder[Any]] = {
-    ChatBody: msgspec.json.Decoder(ChatBody),
-    CompletionBody: msgspec.json.Decoder(CompletionBody),
-}
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 _MAX_LOGGED = 1000
@@ -151,7 +177,7 @@ def decode_body(data: bytes, body_type: type[Body]) -> Body:
     """Decodes a request's body, or tells which field is of a wrong type."""
     try:
         data.decode()
-        body: Body = _DECODERS[body_type].decode(data)
+        body: Body = _decoder(body_type).decode(data)
     except msgspec.ValidationError as error:
         raise _type_error(str(error)) from error
     except UnicodeDecodeError as error:
@@ -163,6 +189,11 @@ def decode_body(data: bytes, body_type: type[Body]) -> Body:
     if logger.isEnabledFor(logging.INFO):
         _log_unknown(data, body_type)
     return body
+
+
+@functools.cache
+def _decoder(body_type: type[SamplingBody]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(body_type)
 
 
 def _type_error(text: str) -> RequestError:
@@ -185,7 +216,7 @@ def _log_unknown(data: bytes, body_type: type[SamplingBody]) -> None:
     known = body_type.__struct_fields__
     sent = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     with _logged_lock:
-        for name in (name[:_MAX_LOGGED_CHARS] for name in sent if name not in known):
+        for name in (name[:_MAX_LOGGED_CHARS] for name in sent if name not in known and name not in IGNORED):
             if name not in _logged and len(_logged) < _MAX_LOGGED:
                 _logged.add(name)
                 logger.info("ignoring the unknown request field %r", name)

@@ -13,14 +13,15 @@ import msgspec
 from runtime.topology import Role
 
 MAX_PROGRAMS = 24
+MAX_SAMPLE = 3
 MIN_PAGES = 4
 SET_ROWS = (1, 8)
 _NUM_INIT_PROGRAMS = 1
 
 
 class Grain(msgspec.Struct, frozen=True, kw_only=True):
-    """How finely a platform's steps are cut: the smallest sizes, the rows of sampling programs, and at most how many
-    prefill and decode sizes a role of its own has.
+    """How finely a platform's steps are cut: the smallest sizes, the rows of sampling programs, at most how many
+    prefill and decode sizes a role of its own has, and how many decode sizes one has that does both.
     """
 
     min_prefill_tokens: int
@@ -28,12 +29,13 @@ class Grain(msgspec.Struct, frozen=True, kw_only=True):
     sample: tuple[int, ...]
     max_prefill: int
     max_decode: int
+    max_shared_decode: int
 
 
-CPU = Grain(min_prefill_tokens=32, min_rows=4, sample=(4, 16), max_prefill=9, max_decode=10)
+CPU = Grain(min_prefill_tokens=32, min_rows=4, sample=(4, 8, 16), max_prefill=9, max_decode=9, max_shared_decode=3)
 """XLA's CPU matrix product is ten times slower with one row than with four; from there on time follows the rows."""
 
-ACCELERATOR = Grain(min_prefill_tokens=256, min_rows=8, sample=(16,), max_prefill=5, max_decode=5)
+ACCELERATOR = Grain(min_prefill_tokens=256, min_rows=8, sample=(16,), max_prefill=5, max_decode=5, max_shared_decode=4)
 """Fewer tokens than the peak FLOP/s over the memory bandwidth (v6e: 560 in bfloat16) take no less time than that many:
 the step reads all weights either way. And every program costs half a minute of XLA's TPU compiler.
 """
@@ -66,17 +68,19 @@ def plan_buckets(role: Role, *, chunk_tokens: int, num_rows: int, page_size: int
     rows = doubling(grain.min_rows, num_rows)
     pages = doubling(MIN_PAGES, -(-chunk_tokens // page_size) + 1)
     tail = pages[:1]
+    # The largest holds all rows of a deferred step.
+    sample = thin(sorted({*grain.sample, rows[-1]}), MAX_SAMPLE)
     match role:
         case "prefill":
             return Buckets(prefill=thin(tokens, grain.max_prefill), sample=grain.sample, gather=thin(pages, 8))
         case "decode":
-            return Buckets(decode=thin(rows, grain.max_decode), gather=tail, insert=thin(pages, 8))
+            return Buckets(decode=thin(rows, grain.max_decode), sample=sample, gather=tail, insert=thin(pages, 8))
         case "mixed":
             return Buckets(
                 prefill=thin(tokens, 4),
-                decode=thin(rows, 4),
+                decode=thin(rows, grain.max_shared_decode),
                 mixed=tuple((t, b) for t in thin(tokens, 3) for b in thin(rows, 3)),
-                sample=grain.sample,
+                sample=sample,
                 gather=tail,
                 insert=tail,
             )

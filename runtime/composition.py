@@ -21,6 +21,7 @@ from api.admin import Admin
 from api.app import create_app
 from api.health import readiness_of
 from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
+from api.parsers.forms import choose_forms
 from runtime.chaos.campaign import Chaos
 from runtime.chaos.engine import ChaosEngine
 from runtime.chaos.mover import ChaosMover, Corrupt
@@ -39,7 +40,6 @@ from runtime.folder_code import model_code, tokenizer_code
 from runtime.plan import Plan
 from runtime.settings import Settings
 from runtime.text_stream import TextStream
-from runtime.think_markers import think_markers
 from runtime.tokens import Tokenizer
 from runtime.topology import Topology, default_topology
 
@@ -211,7 +211,6 @@ def _tokenizer(plan: Plan, report: Report) -> Tokenizer:
 
 def _served_model(loaded: Loaded, constraints: HostConstraints) -> ServedModel:
     plan = loaded.plan
-    think_start, think_end = think_markers(loaded.tokenizer)
     specs = [engine.spec for engine in loaded.engines.values()]
     return ServedModel(
         names=(plan.name,),
@@ -224,10 +223,9 @@ def _served_model(loaded: Loaded, constraints: HostConstraints) -> ServedModel:
         created=int(time.time()),
         defaults=plan.generation,
         check_grammar=constraints.check_grammar,
-        think_start=think_start,
-        think_end=think_end,
         draw_seed=seed_source(plan.settings.random_seed),
         engine=plan.engine,
+        forms=choose_forms(plan.settings.tool_call_parser, plan.settings.reasoning_parser, loaded.tokenizer),
     )
 
 
@@ -241,4 +239,7 @@ def _api_settings(settings: Settings) -> ApiSettings:
         api_keys=settings.api_keys,
         queue_timeout_s=settings.queue_timeout_s,
         progress_timeout_s=settings.progress_timeout_s,
+        response_store_size=settings.response_store_size,
+        response_store_bytes=settings.response_store_bytes,
+        response_store_age_s=settings.response_store_age_s,
     )

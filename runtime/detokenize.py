@@ -1,6 +1,6 @@
 """Turns one choice's tokens back into text while they arrive.
 
-Owns what is held back: the bytes of a character whose last byte has not come yet. Special tokens give no
+Owns what is held back: the bytes of a character whose last byte has not come yet. Tokens to skip give no
 text. The pieces that `push` and `flush` return, joined, are the tokenizer's `decode` of all the tokens; each
 push looks at a bounded number of tokens. The gateway replays tokens through it, so it keeps no state but what
 tokens put there.

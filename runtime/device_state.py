@@ -76,16 +76,16 @@ class RowWriter:
         """int32[bucket, packed_size]; rows beyond the given ones write the sentinel row again as it is."""
         packed = np.tile(self._padding, (bucket, 1))
         for index, row in enumerate(rows):
-            values = row_values(row.sampling, row.choice, (), (), self._vocab_size)._asdict()
+            values = row_values(row.sampling, row.choice, (), (), self._vocab_size, mask=row.mask)._asdict()
             values["index"] = np.int32(len(row.output))
             packed[index] = self._pack_values(row.row, row.length, row.last_token, row.pages, values)
         return packed
 
     def wide(self, row: RowState) -> dict[str, np.ndarray] | None:
         """The wide fields of one row (leading axis 1), None if the row uses none of them."""
-        if not (row.sampling.has_penalties or row.sampling.allowed_mask is not None):
+        if not (row.sampling.has_penalties or row.sampling.allowed_mask is not None or row.mask is not None):
             return None
-        values = row_values(row.sampling, row.choice, row.prompt, row.output, self._vocab_size)._asdict()
+        values = row_values(row.sampling, row.choice, row.prompt, row.output, self._vocab_size, mask=row.mask)._asdict()
         return {name: np.asarray(values[name])[None] for name in WIDE_FIELDS}
 
     def write(self, state: DeviceRows, packed: jax.Array, wide: Mapping[str, jax.Array]) -> DeviceRows:

@@ -23,8 +23,11 @@ from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 from runtime.placement import CHUNK_SPEC, EVERYWHERE, POOL_SPEC, Placement, shape_of, shaped, struct
 from runtime.programs import Key, Programs
+from runtime.sampler import mask_words
+from runtime.step_config import AttentionOps, PagedAttention, StepConfig
 from runtime.step_inputs import StepLayout
-from runtime.steps import AttentionOps, PagedAttention, Pool, StepConfig, forward_step, sample_step
+from runtime.step_sampling import sample_step
+from runtime.steps import Pool, forward_step
 from runtime.topology import Role
 
 INIT = Key("init")
@@ -63,9 +66,16 @@ class EngineParts(NamedTuple):
             num_tokens=num_tokens,
             num_decode=num_decode,
             num_segments=self.spec.max_prefill_segments,
+            num_hidden=self.num_hidden,
             table_width=self.table_width,
             sentinel_row=self.spec.num_rows,
         )
+
+    @property
+    def num_hidden(self) -> int:
+        """Hidden states that a pass hands to a sampling program: of all segments, or of the most decode rows."""
+        rows = (*self.buckets.decode, *(rows for _, rows in self.buckets.mixed))
+        return max(self.spec.max_prefill_segments, *rows, 1)
 
     @property
     def state_shapes(self) -> tuple[Any, Any]:
@@ -150,11 +160,13 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
     for num_tokens, num_decode in sizes:
         layout = parts.layout(num_tokens, num_decode)
         args = (params, pool, rows, ints(layout.size))
-        out = (pooled, everywhere, everywhere, everywhere)
+        out = (pooled, everywhere, everywhere)
         add(step_key(num_tokens, num_decode), _step(parts.config, layout), args, (1, 2), out)
+    words = mask_words(parts.spec.vocab_size)
+    hidden = struct((parts.num_hidden, parts.config.model.hidden_size), parts.config.model.dtype, everywhere)
     for size in buckets.sample:
-        hidden = _last_hidden(parts, params, pool, rows)
-        sample_args = (params, rows, hidden, ints(2, size + 1))
+        masks = struct((size, words), jnp.uint32, everywhere)
+        sample_args = (params, rows, hidden, ints(3, size + 1), masks)
         add(Key("sample", size), _sample(parts.config), sample_args, (1,), everywhere)
     for size in buckets.set_rows:
         wide = shaped(writer.wide_zeros(size), everywhere)
@@ -168,14 +180,6 @@ def build_programs(parts: EngineParts, writer: RowWriter) -> Programs:
     for size in sorted({*buckets.gather, *buckets.insert}) if parts.checksums else ():
         add(Key("checksum", size), checksum_program(placement), (parts.chunk(size),), (), placement.pool)
     return programs
-
-
-def _last_hidden(parts: EngineParts, params: Any, pool: Any, rows: Any) -> jax.ShapeDtypeStruct:
-    """What the smallest prefill program hands to the sampling program."""
-    layout = parts.layout(parts.buckets.prefill[0], 0)
-    packed = struct((layout.size,), jnp.int32, parts.placement.replicated)
-    hidden = jax.eval_shape(_step(parts.config, layout), params, pool, rows, packed)[2]
-    return struct(hidden.shape, hidden.dtype, parts.placement.replicated)
 
 
 @functools.cache

@@ -1,15 +1,16 @@
 """One slice's engine on jax: pool, rows and weights on its devices, and the calls of the `Engine` contract.
 
-Every call packs what the host has to say into one vector and enqueues one compiled program (a prompt's end takes a
-second one). Programs pass pool and rows on donated, so there is one copy of each and their order on the device is the
-order of the calls. The host reads nothing back but sampled tokens and logprobs, in `fetch`.
+Every call packs what the host has to say into one vector and enqueues one compiled program; a prompt's end, and decode
+rows whose masks come later, take a second one. Programs pass pool and rows on donated, so there is one copy of each and
+their order on the device is the order of the calls. The host reads nothing back but sampled tokens and logprobs, in
+`fetch` and `fetch_scores`.
 
 A slice of several devices runs each program on all of them. On a CPU, whose virtual devices share one thread pool,
 programs that wait for each other's devices are bounded: see `_Depth`.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -28,6 +29,7 @@ from runtime.engine import (
     PrefillSegment,
     RowState,
     Sampled,
+    Scored,
     Step,
     StepHandle,
 )
@@ -37,26 +39,25 @@ from runtime.kv_heads import KvHeads
 from runtime.model_config import ModelConfig
 from runtime.placement import Placement
 from runtime.programs import Key, Programs, Progress
-from runtime.step_inputs import StepLayout, pack_sample
-from runtime.steps import AttentionOps, Drawn, Pool
+from runtime.sampler import mask_words
+from runtime.step_config import AttentionOps
+from runtime.step_inputs import StepLayout, pack_masks, pack_sample, scored_spans
+from runtime.step_results import Draw, any_wanted, read_samples, read_scores, start_copies, start_copy
+from runtime.steps import Passed, Pool
 from runtime.topology import Role
 
 _T = TypeVar("_T")
 
 
-class _Draw(NamedTuple):
-    """One program's samples; real rows come first. `wanted` is how many alternatives each row asked for."""
-
-    drawn: Drawn
-    rows: tuple[int, ...]
-    wanted: tuple[int | None, ...]
-
-
 class _Payload(NamedTuple):
-    """What `fetch` needs of a step: its samples in order, and what else is ready only when the step is done."""
+    """What is left to read of a step: samples in order, the rows that are to be sampled from `passed`, and the scored
+    segments with their spans in `passed.scores`.
+    """
 
-    draws: tuple[_Draw, ...]
-    last_hidden: jax.Array | None
+    passed: Passed
+    draws: tuple[Draw, ...]
+    deferred: tuple[int, ...] = ()
+    scored: tuple[tuple[PrefillSegment, int, int], ...] = ()
 
 
 MAX_PROGRAMS_IN_FLIGHT = 2
@@ -132,8 +133,11 @@ class JaxEngine:
         self._depth = _Depth(MAX_PROGRAMS_IN_FLIGHT if is_bounded else None)
         self._writer = RowWriter(spec.num_rows, self._parts.table_width, spec.vocab_size)
         self._wide_zeros = {n: self._placement.put(self._writer.wide_zeros(n)) for n in self._buckets.set_rows}
+        self._mask_words = mask_words(spec.vocab_size)
+        self._no_masks = {n: self._placement.put(pack_masks((), n, self._mask_words)) for n in self._buckets.sample}
         self._programs = build_programs(self._parts, self._writer)
         self._wanted: list[int | None] = [None] * (spec.num_rows + 1)
+        self._replaced: dict[int, bytes] = {}
         self._fence = 0
         self._pool: Pool = []
         self._rows: DeviceRows
@@ -185,6 +189,7 @@ class JaxEngine:
         plain: list[RowState] = []
         for row in rows:
             self._wanted[row.row] = row.sampling.logprobs
+            self._keep_replaced(row)
             wide = self._writer.wide(row)
             if wide is None:
                 plain.append(row)
@@ -202,20 +207,48 @@ class JaxEngine:
         layout = self._layout(step)
         deltas = self._write_tables(step.table, layout.num_deltas)
         wanted = tuple(self._wanted[row] for row in step.decode)
-        packed = layout.pack(step.prefill, step.decode, deltas, _any_wanted(wanted))
-        last_hidden, drawn = self._forward(layout, packed)
-        draws = [] if last_hidden is None else self._sample_prefill(step.prefill, last_hidden)
-        if step.decode and drawn is not None:
-            draws.append(_Draw(drawn, step.decode, wanted))
+        packed = layout.pack(step.prefill, step.decode, deltas, any_wanted(wanted), step.deferred)
+        passed = self._forward(layout, packed)
+        draws = [] if passed.last_hidden is None else self._sample_prefill(step.prefill, passed.last_hidden)
+        if step.decode and not step.deferred and passed.drawn is not None:
+            draws.append(Draw(passed.drawn, step.decode, wanted))
         for draw in draws:
-            _start_copy(draw)
-        return StepHandle(fence=self._fence, payload=_Payload(tuple(draws), last_hidden))
+            start_copy(draw)
+        scored = tuple(scored_spans(step.prefill))
+        if scored and passed.scores is not None:
+            start_copies(passed.scores)
+        payload = _Payload(passed, tuple(draws), step.decode if step.deferred else (), scored)
+        return StepHandle(fence=self._fence, payload=payload)
+
+    def sample(self, handle: StepHandle, masks: Mapping[int, bytes]) -> StepHandle:
+        """Enqueues the sampling of a deferred step's decode rows and returns the handle to fetch; never waits.
+
+        Raises ValueError for a mask that is not as long as the vocabulary.
+        """
+        payload: _Payload = handle.payload
+        draws = list(payload.draws)
+        hidden = payload.passed.hidden
+        for group in _groups(tuple(enumerate(payload.deferred)), self._buckets.sample[-1]):
+            assert hidden is not None
+            given = tuple(masks.get(row, self._replaced.get(row)) for _, row in group)
+            draws.append(self._sample(group, hidden, given))
+            start_copy(draws[-1])
+        return StepHandle(fence=self._fence, payload=payload._replace(draws=tuple(draws), deferred=()))
 
     def fetch(self, handle: StepHandle) -> tuple[Sampled, ...]:
         """Blocks until the step is done. Order: sample rows of each prefill segment, then decode rows."""
         payload: _Payload = handle.payload
-        compat.block_until_ready(payload.last_hidden)
-        return tuple(sampled for draw in payload.draws for sampled in _read(draw))
+        assert not payload.deferred, "a deferred step is fetched by the handle that sample returns"
+        compat.block_until_ready(payload.passed.last_hidden)
+        return tuple(sampled for draw in payload.draws for sampled in read_samples(draw))
+
+    def fetch_scores(self, handle: StepHandle) -> tuple[tuple[Scored, ...], ...]:
+        """Blocks until the step is done; one tuple for each of its segments with `score`, in their order."""
+        payload: _Payload = handle.payload
+        if not payload.scored or payload.passed.scores is None:
+            return ()
+        arrays = [np.asarray(array) for array in payload.passed.scores]
+        return tuple(read_scores(arrays, *span) for span in payload.scored)
 
     def gather(self, pages: Sequence[int]) -> KvChunk:
         """Enqueues a copy of the pages of all layers; the pages may be rewritten by anything dispatched later."""
@@ -253,6 +286,16 @@ class JaxEngine:
         self._rows = None  # type: ignore[assignment]  # the old state is freed before the new one is made
         self._pool, self._rows = self._programs[INIT]()
         self._wanted = [None] * (self._spec.num_rows + 1)
+        self._replaced = {}
+
+    def _keep_replaced(self, row: RowState) -> None:
+        """The device's mask of a row with `mask` is for samples that are not deferred; for others its request's counts,
+        which the host has to bring along again.
+        """
+        self._replaced.pop(row.row, None)
+        if row.mask is not None:
+            everything = b"\xff" * (4 * self._mask_words)
+            self._replaced[row.row] = row.sampling.allowed_mask or everything
 
     def _layout(self, step: Step) -> StepLayout:
         """The smallest program that holds the step."""
@@ -275,33 +318,36 @@ class JaxEngine:
             deltas = deltas[count:]
         return deltas
 
-    def _forward(self, layout: StepLayout, packed: np.ndarray) -> tuple[jax.Array | None, Drawn | None]:
+    def _forward(self, layout: StepLayout, packed: np.ndarray) -> Passed:
         program = self._programs[step_key(layout.num_tokens, layout.num_decode)]
         self._depth.enter()
-        self._pool, self._rows, last_hidden, drawn = program(
-            self._params, self._pool, self._rows, self._placement.put(packed)
-        )
-        self._depth.add(last_hidden if drawn is None else drawn.tokens)
+        passed: Passed
+        self._pool, self._rows, passed = program(self._params, self._pool, self._rows, self._placement.put(packed))
+        self._depth.add(passed.last_hidden if passed.drawn is None else passed.drawn.tokens)
         self._fence += 1
-        return last_hidden, drawn
+        return passed
 
-    def _sample_prefill(self, prefill: Sequence[PrefillSegment], last_hidden: jax.Array) -> list[_Draw]:
+    def _sample_prefill(self, prefill: Sequence[PrefillSegment], last_hidden: jax.Array) -> list[Draw]:
         pairs = [(index, row) for index, segment in enumerate(prefill) for row in segment.sample_rows]
         return [self._sample(group, last_hidden) for group in _groups(pairs, self._buckets.sample[-1])]
 
-    def _sample(self, pairs: Sequence[tuple[int, int]], last_hidden: jax.Array) -> _Draw:
-        """Samples row r from segment s for each pair (s, r)."""
+    def _sample(self, pairs: Sequence[tuple[int, int]], hidden: jax.Array, masks: Sequence[bytes | None] = ()) -> Draw:
+        """Samples row r from hidden state h for each pair (h, r), with a mask for each pair that has one."""
         rows = tuple(row for _, row in pairs)
         wanted = tuple(self._wanted[row] for row in rows)
         bucket = fit(self._buckets.sample, len(pairs))
-        packed = pack_sample(pairs, bucket, self._spec.num_rows, _any_wanted(wanted))
+        is_given = [mask is not None for mask in masks]
+        packed = pack_sample(pairs, bucket, self._spec.num_rows, any_wanted(wanted), is_given)
+        words = self._no_masks[bucket]
+        if any(is_given):
+            words = self._placement.put(pack_masks(masks, bucket, self._mask_words))
         self._depth.enter()
         self._rows, drawn = self._programs[Key("sample", bucket)](
-            self._params, self._rows, last_hidden, self._placement.put(packed)
+            self._params, self._rows, hidden, self._placement.put(packed), words
         )
         self._depth.add(drawn.tokens)
         self._fence += 1
-        return _Draw(drawn, rows, wanted)
+        return Draw(drawn, rows, wanted)
 
     def _write_rows(self, rows: Sequence[RowState], bucket: int, wide: dict[str, jax.Array]) -> None:
         packed = self._placement.put(self._writer.pack(rows, bucket))
@@ -312,13 +358,14 @@ class JaxEngine:
         """Runs programs on the sentinel row and page."""
         buckets, most = self._buckets, 1 if self._placement.devices[0].platform == "cpu" else None
         steps = [(t, 0) for t in buckets.prefill[:most]] + [(0, b) for b in buckets.decode[:most]]
-        last_hidden = None
+        hidden = None
         for num_tokens, num_decode in [*steps, *buckets.mixed[:most]]:
             layout = self._parts.layout(num_tokens, num_decode)
-            last_hidden = self._forward(layout, layout.pack())[0] if num_tokens else last_hidden
-        if last_hidden is not None:
+            passed = self._forward(layout, layout.pack())
+            hidden = passed.last_hidden if passed.hidden is None else passed.hidden
+        if hidden is not None:
             for bucket in buckets.sample[:most]:
-                self._sample([(0, self._spec.num_rows)] * bucket, last_hidden)
+                self._sample([(0, self._spec.num_rows)] * bucket, hidden)
         for bucket in buckets.set_rows[:most]:
             self._write_rows([], bucket, self._wide_zeros[bucket])
         for bucket in buckets.gather[:most]:
@@ -331,10 +378,6 @@ class JaxEngine:
                 self.checksum(chunk)
 
 
-def _any_wanted(wanted: Sequence[int | None]) -> bool:
-    return any(count is not None for count in wanted)
-
-
 def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
@@ -344,24 +387,3 @@ def _padded(values: Sequence[int], size: int) -> np.ndarray:
     padded = np.full(size, SENTINEL_PAGE, np.int32)
     padded[: len(values)] = values
     return padded
-
-
-def _start_copy(draw: _Draw) -> None:
-    for array in draw.drawn if _any_wanted(draw.wanted) else draw.drawn[:1]:
-        array.copy_to_host_async()
-
-
-def _read(draw: _Draw) -> list[Sampled]:
-    tokens = np.asarray(draw.drawn.tokens).tolist()
-    if not _any_wanted(draw.wanted):
-        return [Sampled(row=row, token=token) for row, token in zip(draw.rows, tokens, strict=False)]
-    chosen, values, ids = (np.asarray(array).tolist() for array in draw.drawn[1:])
-    sampled = []
-    for index, (row, wanted) in enumerate(zip(draw.rows, draw.wanted, strict=True)):
-        if wanted is None:
-            sampled.append(Sampled(row=row, token=tokens[index]))
-            continue
-        top = tuple(zip(ids[index][:wanted], values[index][:wanted], strict=True))
-        top = tuple(pair for pair in top if pair[0] >= 0)
-        sampled.append(Sampled(row=row, token=tokens[index], logprob=chosen[index], top=top))
-    return sampled

@@ -63,6 +63,11 @@ class PagePool:
         return len(self._free) + len(self._cached)
 
     @property
+    def cached_pages(self) -> int:
+        """Pages that hold the KV of a known prefix and that nobody uses."""
+        return len(self._cached)
+
+    @property
     def quarantined_pages(self) -> int:
         """Pages that a lease may take when their fence retires."""
         return len(self._fences)
@@ -151,6 +156,13 @@ class PagePool:
         for page, digest in zip(pages, digests, strict=True):
             assert self._state[page] == "held", (page, self._state[page])
             self.index.add(page, digest)
+
+    def forget(self) -> int:
+        """Gives up every page that is cached and that nobody uses; returns how many."""
+        count = len(self._cached)
+        for _ in range(count):
+            self._evict()
+        return count
 
     def _evict(self) -> None:
         page, _ = self._cached.popitem(last=False)

@@ -60,6 +60,13 @@ class SamplerRows(NamedTuple):
     counts: jax.Array  # int32[R, V], occurrences in the output so far
 
 
+class Masks(NamedTuple):
+    """Packed masks that come with B sampled rows, and whether a row's is to take the place of its own."""
+
+    words: jax.Array  # uint32[B, W]
+    is_given: jax.Array  # bool[B]
+
+
 def mask_words(vocab_size: int) -> int:
     """32-bit words of a packed mask over the vocabulary."""
     return -(-vocab_size // 32)
@@ -101,14 +108,16 @@ def process(logits: jax.Array, rows: SamplerRows, *, use_sort: bool = False) -> 
     return _any_sampled(rows, every, lambda: _truncate(edited, rows, every, use_sort), lambda: edited)
 
 
-def sample(logits: jax.Array, state: SamplerRows, rows: jax.Array, *, use_sort: bool = False) -> jax.Array:
+def sample(
+    logits: jax.Array, state: SamplerRows, rows: jax.Array, *, masks: Masks | None = None, use_sort: bool = False
+) -> jax.Array:
     """The next token of each listed row, int32[B].
 
     `logits` float32[B, V], raw; `state` R rows, read only; `rows` int32[B], row b of the batch being
-    `state[rows[b]]`. Gumbel-max: the argmax of processed logits plus noise that depends on the row's (seed,
-    choice, index) alone.
+    `state[rows[b]]`; `masks` are the batch's own, if any come with it. Gumbel-max: the argmax of processed
+    logits plus noise that depends on the row's (seed, choice, index) alone.
     """
-    edited = _edit(logits, state, rows)
+    edited = _edit(logits, state, rows, masks)
 
     def perturbed() -> jax.Array:
         processed = _truncate(edited, state, rows, use_sort)
@@ -151,17 +160,23 @@ def logprobs(logits: jax.Array, tokens: jax.Array, k: int = MAX_LOGPROBS) -> tup
     )
 
 
-def _edit(logits: jax.Array, state: SamplerRows, rows: jax.Array) -> jax.Array:
+def _edit(logits: jax.Array, state: SamplerRows, rows: jax.Array, masks: Masks | None = None) -> jax.Array:
     """Penalties, bias and masks, each only if a row uses it. Without NaN and +inf; float32[B, V]."""
     presence, frequency, repetition = state.presence[rows], state.frequency[rows], state.repetition[rows]
     is_penalized = (presence != 0.0) | (frequency != 0.0) | (repetition != 1.0)
     is_biased = state.bias_ids[:, 0][rows] >= 0
-    is_masked = state.use_mask[rows]
+    is_masked = state.use_mask[rows] if masks is None else state.use_mask[rows] | masks.is_given
     is_early = (state.index[rows] < state.min_tokens[rows]) & (state.stop_ids[:, 0][rows] >= 0)
 
     def penalize(x: jax.Array) -> jax.Array:
         counts, prompt_mask = _rows_of(state.counts, rows), state.prompt_mask[rows]
         return logit_edits.penalize(x, counts, prompt_mask, presence, frequency, repetition)
+
+    def allow(x: jax.Array) -> jax.Array:
+        words = state.mask[rows]
+        if masks is not None:
+            words = jnp.where(masks.is_given[:, None], masks.words, words)
+        return logit_edits.allow(x, words, is_masked)
 
     def bias(x: jax.Array) -> jax.Array:
         return logit_edits.add_bias(x, state.bias_ids[rows], state.bias_values[rows])
@@ -169,7 +184,7 @@ def _edit(logits: jax.Array, state: SamplerRows, rows: jax.Array) -> jax.Array:
     def edit(x: jax.Array) -> jax.Array:
         x = _if_any(is_penalized, penalize, x)
         x = _if_any(is_biased, bias, x)
-        x = _if_any(is_masked, lambda x: logit_edits.allow(x, state.mask[rows], is_masked), x)
+        x = _if_any(is_masked, allow, x)
         return _if_any(is_early, lambda x: logit_edits.forbid(x, state.stop_ids[rows], is_early), x)
 
     return _if_any(is_penalized | is_biased | is_masked | is_early, edit, finite_or_excluded(logits))

@@ -13,15 +13,23 @@ _LARGEST_INT = 2**31 - 1
 
 
 def row_values(
-    sampling: SamplingParams, choice: int, prompt: Sequence[int], output: Sequence[int], vocab_size: int
+    sampling: SamplingParams,
+    choice: int,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    vocab_size: int,
+    *,
+    mask: bytes | None = None,
 ) -> SamplerRows:
     """One row's state as numpy arrays, shaped like a `SamplerRows` without its leading axis.
 
     `output` holds the tokens accepted so far: it gives the penalty counts, and its length is the index of the
     next token, so a recovered sequence goes on with the draws that it would have made. A temperature too
-    small for a normal float32 is greedy; negative seeds count in two's complement. Raises ValueError for what
+    small for a normal float32 is greedy; negative seeds count in two's complement. `mask` takes the place of
+    `sampling.allowed_mask`. Raises ValueError for what
     does not fit a row.
     """
+    mask_name, allowed = ("allowed_mask", sampling.allowed_mask) if mask is None else ("mask", mask)
     values: dict[str, Any] = {
         "temperature": np.float32(sampling.temperature if sampling.temperature >= _SMALLEST_NORMAL else 0.0),
         "top_k": np.int32(sampling.top_k if 0 < sampling.top_k < vocab_size else 0),
@@ -32,8 +40,8 @@ def row_values(
         "repetition": np.float32(sampling.repetition_penalty),
         "bias_ids": _padded("logit_bias", [t for t, _ in sampling.logit_bias], MAX_LOGIT_BIAS, vocab_size),
         "bias_values": _bias_values(sampling),
-        "mask": _allowed_mask(sampling.allowed_mask, vocab_size),
-        "use_mask": np.bool_(sampling.allowed_mask is not None),
+        "mask": _mask(mask_name, allowed, vocab_size),
+        "use_mask": np.bool_(allowed is not None),
         "stop_ids": _padded("stop_token_ids", sampling.stop_token_ids, MAX_STOP_IDS, vocab_size),
         "min_tokens": np.int32(min(sampling.min_tokens, _LARGEST_INT)),
         "seed": np.array([sampling.seed & 0xFFFFFFFF, (sampling.seed >> 32) & 0xFFFFFFFF], np.uint32),
@@ -77,10 +85,10 @@ def _bias_values(sampling: SamplingParams) -> np.ndarray:
     return values
 
 
-def _allowed_mask(mask: bytes | None, vocab_size: int) -> np.ndarray:
+def _mask(name: str, mask: bytes | None, vocab_size: int) -> np.ndarray:
     words = mask_words(vocab_size)
     if mask is None:
         return np.zeros(words, np.uint32)
     if len(mask) != 4 * words:
-        raise ValueError(f"allowed_mask has {len(mask)} bytes; {vocab_size} tokens take {4 * words}")
+        raise ValueError(f"{name} has {len(mask)} bytes; {vocab_size} tokens take {4 * words}")
     return np.frombuffer(mask, "<u4").astype(np.uint32)

@@ -18,6 +18,9 @@ Platform = Literal["cpu", "tpu", "gpu"]
 DType = Literal["auto", "bfloat16", "float32"]
 AttentionBackend = Literal["auto", "pallas", "pallas-interpret", "xla"]
 
+TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3", "mistral", "deepseek")
+REASONING_PARSERS = ("auto", "none", "think", "think-open")
+
 MIN_PAGE_SIZE = 8
 """A decode write is a read-modify-write of an aligned group of 8 tokens."""
 
@@ -62,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     download_dir: str | None = None
     trust_remote_code: bool = False
     served_model_name: str | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     topology: str | None = None
     tp_size: int = 1
     engine: str = REAL_ENGINE
@@ -88,6 +93,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
+    response_store_size: int = 1024
+    response_store_bytes: int = 256 * 2**20
+    response_store_age_s: float = 86400.0
     verify_kv: bool = False
     chaos: str | None = None
     log_level: str = "warning"

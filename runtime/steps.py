@@ -1,9 +1,9 @@
 """The traced step functions of an engine: everything that a slice ever runs on its device, and nothing else.
 
 A forward pass carries T prefill tokens and B decode rows at once; either may be absent, which makes prefill, decode
-and mixed programs the same function. Decode rows are sampled inside the pass. A prompt's end is sampled by
-`sample_step` from the hidden states that the pass returns, so that prefill chunks in the middle of a prompt never touch
-the output matrix.
+and mixed programs the same function. Decode rows are sampled inside the pass, unless that is deferred. A prompt's end,
+and a deferred row, is sampled by `step_sampling.sample_step` from the hidden states that the pass returns, so that
+prefill chunks in the middle of a prompt never touch the output matrix, but where the prompt itself is to be scored.
 
 Nothing here reads the host. The token that a row samples goes into `DeviceRows.last_tokens`, where the next step
 finds it, so that steps may be dispatched before anybody saw what came out of the previous one.
@@ -13,138 +13,22 @@ split (`runtime.models.sharding`), and XLA sums the partial products; logits are
 """
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from kernels.chunked_prefill import chunked_prefill
-from kernels.implementations import Implementation
-from kernels.kv_write import write_kv
-from kernels.paged_decode import paged_decode
-from runtime import compat, sampler
+from runtime import compat
 from runtime.device_state import DeviceRows
 from runtime.engine import SENTINEL_PAGE
-from runtime.model_config import ModelConfig
 from runtime.models import decoder
-from runtime.placement import EVERYWHERE, HEADS_SPEC, LOGITS_SPEC, POOL_SPEC
-from runtime.sampling_params import MAX_LOGPROBS
+from runtime.placement import EVERYWHERE, HEADS_SPEC, POOL_SPEC
+from runtime.step_config import AttentionOps, StepConfig
 from runtime.step_inputs import StepLayout
+from runtime.step_sampling import Drawn, Scores, draw_unless, on_all_devices, score
 
 Pool = list[jax.Array]
-
-
-class Drawn(NamedTuple):
-    """What n rows sampled. The logprobs are zeros unless the step asked for them."""
-
-    tokens: jax.Array  # int32[n]
-    logprob: jax.Array  # float32[n]
-    top_logprobs: jax.Array  # float32[n, MAX_LOGPROBS]
-    top_ids: jax.Array  # int32[n, MAX_LOGPROBS]
-
-
-class AttentionOps(Protocol):
-    """Writing KV and the two attention kernels; the benchmark swaps the latter for a passthrough. Hashable."""
-
-    def write(self, kv_pages: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
-        """`kernels.kv_write`."""
-        ...
-
-    def prefill(
-        self,
-        q: jax.Array,
-        kv_pages: jax.Array,
-        page_table: jax.Array,
-        cu_q_lens: jax.Array,
-        context_lens: jax.Array,
-        *,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> jax.Array:
-        """`kernels.chunked_prefill`."""
-        ...
-
-    def decode(
-        self,
-        q: jax.Array,
-        kv_pages: jax.Array,
-        page_table: jax.Array,
-        context_lens: jax.Array,
-        *,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> jax.Array:
-        """`kernels.paged_decode`."""
-        ...
-
-
-class PagedAttention(NamedTuple):
-    """The real thing, computed by one implementation."""
-
-    implementation: Implementation = "xla"
-
-    def write(self, kv_pages: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
-        """`kernels.kv_write`."""
-        return write_kv(kv_pages, k, v, slots, implementation=self.implementation)
-
-    def prefill(
-        self,
-        q: jax.Array,
-        kv_pages: jax.Array,
-        page_table: jax.Array,
-        cu_q_lens: jax.Array,
-        context_lens: jax.Array,
-        *,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> jax.Array:
-        """`kernels.chunked_prefill`."""
-        return chunked_prefill(
-            q,
-            kv_pages,
-            page_table,
-            cu_q_lens,
-            context_lens,
-            scale=scale,
-            sliding_window=sliding_window,
-            implementation=self.implementation,
-        )
-
-    def decode(
-        self,
-        q: jax.Array,
-        kv_pages: jax.Array,
-        page_table: jax.Array,
-        context_lens: jax.Array,
-        *,
-        scale: float,
-        sliding_window: int | None = None,
-    ) -> jax.Array:
-        """`kernels.paged_decode`."""
-        return paged_decode(
-            q,
-            kv_pages,
-            page_table,
-            context_lens,
-            scale=scale,
-            sliding_window=sliding_window,
-            implementation=self.implementation,
-        )
-
-
-PAGED_ATTENTION = PagedAttention()
-"""In plain JAX."""
-
-
-class StepConfig(NamedTuple):
-    """What every step function of one engine shares; static."""
-
-    model: ModelConfig
-    page_size: int
-    use_sort: bool
-    attention: AttentionOps
-    mesh: Mesh | None = None  # of the slice's devices, None for one device
 
 
 class Batch(NamedTuple):
@@ -155,14 +39,22 @@ class Batch(NamedTuple):
     slots: jax.Array  # int32[T + B], page * page_size + offset
 
 
+class Passed(NamedTuple):
+    """What a forward pass gives beside the state; the former two are None without prefill, the others without decode.
+
+    Hidden states are padded to `layout.num_hidden` rows, so that any pass feeds any sampling program.
+    """
+
+    last_hidden: jax.Array | None = None  # [N, D], of each prefill segment's last token
+    scores: Scores | None = None  # of the prefill tokens
+    hidden: jax.Array | None = None  # [N, D], of the decode rows
+    drawn: Drawn | None = None  # by the decode rows, zeros if that is deferred
+
+
 def forward_step(
     params: Any, pool: Pool, rows: DeviceRows, packed: jax.Array, *, config: StepConfig, layout: StepLayout
-) -> tuple[Pool, DeviceRows, jax.Array | None, Drawn | None]:
-    """One forward pass. `pool` and `rows` are donated; `packed` int32[layout.size].
-
-    Returns pool, rows, the last hidden state of each prefill segment `[R, D]` (None without prefill) and what the
-    decode rows drew (None without decode).
-    """
+) -> tuple[Pool, DeviceRows, Passed]:
+    """One forward pass. `pool` and `rows` are donated; `packed` int32[layout.size]."""
     inputs = layout.unpack(packed)
     row, column, page = inputs["deltas"]
     rows = rows._replace(tables=rows.tables.at[row, column].set(page, mode="promise_in_bounds"))
@@ -172,69 +64,44 @@ def forward_step(
     )
     attend = _attention(inputs, rows, batch, config, layout)
     hidden, pool = decoder.forward(params, config.model, batch.tokens, batch.positions, pool, attend, mesh=config.mesh)
-    hidden = _on_all_devices(hidden, config.mesh)
-    last_hidden = None
+    hidden = on_all_devices(hidden, config)
+    passed = Passed()
     if layout.num_tokens:
         last_hidden = hidden[jnp.maximum(inputs["cu_q_lens"][1:] - 1, 0)]
-    if not layout.num_decode:
-        return pool, rows, last_hidden, None
-    decode = inputs["rows"]
-    lengths = rows.lengths.at[decode].add(1, mode="promise_in_bounds").at[rows.sentinel].set(0)
-    rows, drawn = _draw(
-        params,
-        rows._replace(lengths=lengths),
-        hidden[layout.num_tokens :],
-        decode,
-        inputs["want_logprobs"][0] != 0,
-        config,
-    )
-    return pool, rows, last_hidden, drawn
+        scores = score(params, hidden, _next_tokens(inputs, layout), inputs["score_span"], config)
+        passed = passed._replace(last_hidden=_padded(last_hidden, layout.num_hidden), scores=scores)
+    if layout.num_decode:
+        decode, hidden = inputs["rows"], hidden[layout.num_tokens :]
+        lengths = rows.lengths.at[decode].add(1, mode="promise_in_bounds").at[rows.sentinel].set(0)
+        is_deferred, want_logprobs = inputs["is_deferred"][0] != 0, inputs["want_logprobs"][0] != 0
+        rows = rows._replace(lengths=lengths)
+        rows, drawn = draw_unless(is_deferred, params, rows, hidden, decode, want_logprobs, config)
+        passed = passed._replace(hidden=_padded(hidden, layout.num_hidden), drawn=drawn)
+    return pool, rows, passed
 
 
-def sample_step(
-    params: Any, rows: DeviceRows, last_hidden: jax.Array, packed: jax.Array, *, config: StepConfig
-) -> tuple[DeviceRows, Drawn]:
-    """Samples rows that a prompt's last chunk feeds. `rows` is donated.
-
-    `last_hidden` [R, D] comes from `forward_step`; `packed` int32[2, S + 1] holds a flag for logprobs and a zero in its
-    first column, then segment numbers over row numbers.
-    """
-    segments, targets = packed[0, 1:], packed[1, 1:]
-    return _draw(params, rows, last_hidden[segments], targets, packed[0, 0] != 0, config)
+def _padded(hidden: jax.Array, num_rows: int) -> jax.Array:
+    return jnp.pad(hidden, ((0, num_rows - hidden.shape[0]), (0, 0)))
 
 
-def _draw(
-    params: Any,
-    rows: DeviceRows,
-    hidden: jax.Array,
-    targets: jax.Array,
-    want_logprobs: jax.Array,
-    config: StepConfig,
-) -> tuple[DeviceRows, Drawn]:
-    """Samples row `targets[i]` from `hidden[i]` and advances it."""
-    logits = _logits(params, hidden, config)
-    tokens = sampler.sample(logits, rows.sampler, targets, use_sort=config.use_sort)
-    drawn = Drawn(tokens, *_logprobs(logits, tokens, want_logprobs))
-    last_tokens = rows.last_tokens.at[targets].set(tokens, mode="promise_in_bounds")
-    advanced = sampler.advance(rows.sampler, targets, tokens)
-    return rows._replace(last_tokens=last_tokens, sampler=advanced), drawn
+def _segments(inputs: dict[str, jax.Array], layout: StepLayout) -> jax.Array:
+    """Each prefill token's segment, int32[T]; `layout.num_segments` for tokens that belong to no one."""
+    index = jnp.arange(layout.num_tokens, dtype=jnp.int32)
+    return jnp.sum(index[:, None] >= inputs["cu_q_lens"][None, 1:], axis=1, dtype=jnp.int32)
 
 
-def _logprobs(logits: jax.Array, tokens: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    shape = (tokens.shape[0], MAX_LOGPROBS)
-
-    def nothing() -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jnp.zeros(shape[0], jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-
-    chosen, values, ids = jax.lax.cond(wanted, lambda: sampler.logprobs(logits, tokens, MAX_LOGPROBS), nothing)
-    return chosen, values, ids
+def _next_tokens(inputs: dict[str, jax.Array], layout: StepLayout) -> jax.Array:
+    """What follows each prefill token in its prompt, int32[T]; the last of a segment is told by the host."""
+    segment = jnp.minimum(_segments(inputs, layout), layout.num_segments - 1)
+    is_last = jnp.arange(1, layout.num_tokens + 1) == inputs["cu_q_lens"][segment + 1]
+    return jnp.where(is_last, inputs["next_tokens"][segment], jnp.roll(inputs["tokens"], -1))
 
 
 def _prefill_batch(inputs: dict[str, jax.Array], layout: StepLayout, page_size: int) -> Batch:
     """Tokens beyond the last segment belong to no one: position 0, page 0."""
     cu_q_lens, tables = inputs["cu_q_lens"], inputs["tables"]
     index = jnp.arange(layout.num_tokens, dtype=jnp.int32)
-    segment = jnp.sum(index[:, None] >= cu_q_lens[None, 1:], axis=1, dtype=jnp.int32)
+    segment = _segments(inputs, layout)
     is_real = segment < layout.num_segments
     segment = jnp.minimum(segment, layout.num_segments - 1)
     positions = jnp.where(is_real, inputs["starts"][segment] + index - cu_q_lens[segment], 0)
@@ -259,21 +126,6 @@ def _slots(tables: jax.Array, row: jax.Array, positions: jax.Array, page_size: i
 def _concat(prefill: Batch | None, decode: Batch | None) -> Batch:
     parts = [part for part in (prefill, decode) if part is not None]
     return Batch(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
-
-
-def _logits(params: Any, hidden: jax.Array, config: StepConfig) -> jax.Array:
-    """Logits float32[S, V] of hidden states [S, D], on every device."""
-    logits = decoder.logits(params, config.model, hidden)
-    mesh = config.mesh
-    if mesh is not None and config.model.vocab_size % mesh.size == 0:
-        # Said of the product itself, or XLA would rather collect the head than the logits.
-        logits = compat.constrain(logits, NamedSharding(mesh, LOGITS_SPEC))
-    return _on_all_devices(logits, mesh)
-
-
-def _on_all_devices(values: jax.Array, mesh: Mesh | None) -> jax.Array:
-    everywhere: jax.Array = values if mesh is None else compat.constrain(values, NamedSharding(mesh, EVERYWHERE))
-    return everywhere
 
 
 class AttentionInputs(NamedTuple):

@@ -38,17 +38,18 @@ def _fallback_table(stop: str) -> list[int]:
 
 
 class StopScanner:
-    """Scans one choice's text. After a match it releases nothing more."""
+    """Scans one choice's text. After a match it releases nothing more; with `include` the match itself is released."""
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
         if not all(stop):
             raise ValueError(f"stop strings must not be empty, got {list(stop)!r}")
         self._followers = [_Follower(text) for text in stop]
+        self._include = include
         self._held = ""
         self._match: str | None = None
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """Takes the next text; returns what certainly precedes any stop string, and the one that ended."""
+        """Takes the next text; returns what is certainly released, and the stop string that ended."""
         if self._match is not None:
             return "", self._match
         if not self._followers:
@@ -59,7 +60,7 @@ class StopScanner:
             if complete:
                 self._match = max(complete, key=len)
                 self._held = ""
-                return buffer[: end - len(self._match)], self._match
+                return buffer[: end if self._include else end - len(self._match)], self._match
         cut = len(buffer) - max(follower.matched for follower in self._followers)
         self._held = buffer[cut:]
         return buffer[:cut], None

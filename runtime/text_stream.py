@@ -1,7 +1,7 @@
 """The text of one choice: tokens in, text that may go to the client out.
 
 Joins the detokenizer and the stop scanner. The gateway keeps one per choice and rebuilds it by replaying
-tokens. The token that ends a choice by its id is never pushed.
+tokens. The token that ends a choice by its id goes to `end` instead of `push`.
 """
 
 import msgspec
@@ -29,8 +29,11 @@ class TextStream:
     """Holds back incomplete characters and text that could begin a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, options: TextOptions) -> None:
-        self._detokenizer = tokenizer.detokenizer()
-        self._scanner = StopScanner(options.stop)
+        self._detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=options.skip_special_tokens, shown_ids=options.shown_ids
+        )
+        self._scanner = StopScanner(options.stop, include=options.include_stop)
+        self._include_stop = options.include_stop
         self._unscanned_tokens = options.min_tokens
 
     def push(self, token: int) -> tuple[str, str | None]:
@@ -41,7 +44,16 @@ class TextStream:
             return text, None
         return self._scanner.push(text)
 
+    def end(self, token: int) -> str:
+        """Returns the last text of a choice that `token` has ended by its id; only with `include_stop` it adds its own.
+
+        A special token has text only if it is one that is shown.
+        """
+        if not self._include_stop:
+            return self.finish()
+        return self._scanner.flush() + self._detokenizer.push(token) + self._detokenizer.flush()
+
     def finish(self) -> str:
-        """Returns what was held back, when the choice ends by length or by a stop token."""
+        """Returns what was held back, when the choice ends by length."""
         text, match = self._scanner.push(self._detokenizer.flush())
         return text if match is not None else text + self._scanner.flush()

@@ -2,7 +2,8 @@
 
 Loaded once at start, offline, and running code from the folder only where the operator allows it. The API
 encodes prompts and renders chat templates with it in worker threads, the gateway detokenizes with it; it is
-immutable after loading and safe to share between threads. Decoding skips special tokens and never cleans up spaces.
+immutable after loading and safe to share between threads. Decoding skips special tokens unless they are asked for, and
+never cleans up spaces.
 """
 
 import os
@@ -10,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from runtime.detokenize import ByteDetokenizer, IncrementalDetokenizer, WindowDetokenizer
 from runtime.errors import RequestError, UsageError
@@ -42,6 +45,22 @@ def _json_template(folder: Path) -> str | None:
     return template
 
 
+class TemplateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a conversation is rendered, beside its messages and tools.
+
+    With `add_generation_prompt` the text ends where the assistant's turn begins; with `continue_final_message`, which
+    excludes it, in the midst of the last message. `variables` are the template's own, such as `enable_thinking`.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+
+PLAIN_TURN = TemplateOptions()
+"""The assistant's turn begins, and the template has its own way."""
+
+
 class Tokenizer:
     """A fast tokenizer and its chat template. Build it with `load`."""
 
@@ -55,6 +74,7 @@ class Tokenizer:
         self._byte_level = isinstance(self._backend.decoder, decoders.ByteLevel)
         added = self._backend.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
+        self._added = {entry.content: token for token, entry in added.items()}
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
@@ -116,20 +136,47 @@ class Tokenizer:
         """
         return self._longest
 
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()) -> str:
+        """Text of `tokens`; without special tokens, but those in `shown_ids`, if these are skipped."""
+        skipped = self._skipped(skip_special_tokens, shown_ids)
+        return self._decode_all([token for token in tokens if token not in skipped])
+
+    def token_string(self, token: int) -> str:
+        """A token as the vocabulary spells it; empty for an id without a token."""
+        return str(self._backend.id_to_token(token) or "")
+
+    def info(self) -> dict[str, Any]:
+        """What a client needs that does without a tokenizer: the names of special tokens, and the chat template."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {name: getattr(self._wrapped, name) for name in names} | {
+            "tokenizer_class": type(self._wrapped).__name__,
+            "chat_template": self._wrapped.chat_template,
+        }
+
+    def detokenizer(self, *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
+        """A fresh incremental decoder whose pieces, joined, equal `decode`."""
+        skipped = self._skipped(skip_special_tokens, shown_ids)
+        if self._byte_level:
+            return ByteDetokenizer(self.piece, skipped)
+        return WindowDetokenizer(self._decode_all, skipped)
+
+    def _skipped(self, skip_special_tokens: bool, shown_ids: Sequence[int]) -> frozenset[int]:
+        if not skip_special_tokens:
+            return frozenset()
+        return self.special_ids.difference(shown_ids) if shown_ids else self.special_ids
+
+    def _decode_all(self, tokens: list[int]) -> str:
+        return str(self._backend.decode(tokens, skip_special_tokens=False))
+
+    def added_token(self, text: str) -> int | None:
+        """The token, special or not, that was added to the vocabulary under this very text."""
+        return self._added.get(text)
+
     @property
     def chat_template(self) -> str:
-        """The chat template's text, empty without one."""
-        return str(self._wrapped.chat_template or "")
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens` without special tokens."""
-        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
-
-    def detokenizer(self) -> IncrementalDetokenizer:
-        """A fresh incremental decoder whose pieces, joined, equal `decode`."""
-        if self._byte_level:
-            return ByteDetokenizer(self.piece, self.special_ids)
-        return WindowDetokenizer(self.decode, self.special_ids)
+        """The source of the chat template, of several all together; empty without one."""
+        template = self._wrapped.chat_template or ""
+        return template if isinstance(template, str) else "\n".join(template.values())
 
     def piece(self, token: int) -> bytes:
         """Bytes that this token stands for, special tokens by name; empty for an id without a token."""
@@ -153,9 +200,12 @@ class Tokenizer:
         return content.replace("\u2581", " ").encode()
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: TemplateOptions = PLAIN_TURN,
     ) -> str:
-        """The prompt text of a conversation, ending where the assistant's turn begins."""
+        """The prompt text of a conversation. Raises RequestError for what the model's template refuses."""
         from jinja2 import TemplateError
 
         if not self._wrapped.chat_template:
@@ -170,7 +220,9 @@ class Tokenizer:
                     list(messages),
                     tools=list(tools) if tools else None,
                     tokenize=False,
-                    add_generation_prompt=True,
+                    add_generation_prompt=options.add_generation_prompt,
+                    continue_final_message=options.continue_final_message,
+                    **options.variables,
                 )
             )
         except (TemplateError, *_TEMPLATE_ERRORS) as error:

@@ -13,7 +13,8 @@ from runtime.model_config import ModelConfig
 from runtime.models import decoder
 from runtime.models.parameters import Params
 from runtime.placement import Placement
-from runtime.steps import PAGED_ATTENTION, AttentionInputs, attend_per_head
+from runtime.step_config import PAGED_ATTENTION
+from runtime.steps import AttentionInputs, attend_per_head
 
 
 class PagedModel:

@@ -42,6 +42,11 @@ Part = Reasoning | Content | CallBegan | CallArguments
 class OutputParser(Protocol):
     """Finds the parts of one choice's text."""
 
+    @property
+    def is_reasoning(self) -> bool | None:
+        """Whether the text so far ends in reasoning, its tags included; None while that is open."""
+        ...
+
     def push(self, text: str) -> list[Part]:
         """Takes the next piece; what could still become a marker is held back."""
         ...
@@ -53,6 +58,8 @@ class OutputParser(Protocol):
 
 class ContentParser:
     """The parser of a model whose text has no other parts: all of it is content."""
+
+    is_reasoning: bool | None = False
 
     def push(self, text: str) -> list[Part]:
         """The text as it is."""

@@ -27,6 +27,8 @@ _SPACE = " \t\r\n"
 class Reader:
     """Buffer, end and parts of one choice's text. A parser implements `_read`."""
 
+    is_reasoning: bool | None = False
+
     def __init__(self) -> None:
         self._text = ""
         self._ended = False

@@ -17,8 +17,7 @@ class ReasoningParser(Reader):
     def __init__(self, inner: OutputParser, *, begins_inside: bool) -> None:
         self._inner = inner
         self._begins_inside = begins_inside
-        self.is_reasoning: bool | None = None
-        """Whether the text's end belongs to the block; None as long as that is not known."""
+        self.is_reasoning = None
         super().__init__()
 
     def _read(self) -> Reading[None]:

@@ -57,7 +57,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     from runtime.bench.report import Report, print_report, write_json
     from runtime.bench.steps import PASSTHROUGH, make_engine, time_decode, time_prefill
     from runtime.compile_cache import enable_compile_cache
-    from runtime.steps import PAGED_ATTENTION
+    from runtime.step_config import PAGED_ATTENTION
     from runtime.weights import bench_params, load_weights
 
     enable_compile_cache()

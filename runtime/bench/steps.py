@@ -18,7 +18,7 @@ from runtime.jax_engine import JaxEngine
 from runtime.kv_cache import pool_shape
 from runtime.model_config import ModelConfig
 from runtime.sampling_params import SamplingParams
-from runtime.steps import PAGED_ATTENTION, AttentionOps
+from runtime.step_config import PAGED_ATTENTION, AttentionOps
 
 PAGE_SIZE = 16
 

@@ -1,11 +1,11 @@
 """An engine that fails on order. Everything that is not ordered passes through, in the same calls."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.chaos.campaign import Chaos
-from runtime.engine import Engine, EngineSpec, KvChunk, RowState, Sampled, Step, StepHandle
+from runtime.engine import Engine, EngineSpec, KvChunk, RowState, Sampled, Scored, Step, StepHandle
 
 
 class ChaosError(RuntimeError):
@@ -71,6 +71,19 @@ class ChaosEngine:
         if handle.fence in self._fails:
             raise ChaosError(self._fails.pop(handle.fence))
         return sampled
+
+    def sample(self, handle: StepHandle, masks: Mapping[int, bytes]) -> StepHandle:
+        """Passes through; what was ordered of the step goes on with the handle that is fetched."""
+        sampling = self._engine.sample(handle, masks)
+        if handle.fence in self._started:
+            self._started[sampling.fence] = self._started.pop(handle.fence)
+        if handle.fence in self._fails:
+            self._fails[sampling.fence] = self._fails.pop(handle.fence)
+        return sampling
+
+    def fetch_scores(self, handle: StepHandle) -> tuple[tuple[Scored, ...], ...]:
+        """Passes through."""
+        return self._engine.fetch_scores(handle)
 
     def gather(self, pages: Sequence[int]) -> KvChunk:
         """Passes through."""

@@ -2,7 +2,14 @@
 
 from runtime.cli.flag import Flag
 from runtime.cli.values import integer, key, keys, number, one_of, power_of_two, switch, text
-from runtime.settings import DEMO_NAME, MAX_PAGE_SIZE, MIN_PAGE_SIZE, WHOLE_CONTEXT
+from runtime.settings import (
+    DEMO_NAME,
+    MAX_PAGE_SIZE,
+    MIN_PAGE_SIZE,
+    REASONING_PARSERS,
+    TOOL_CALL_PARSERS,
+    WHOLE_CONTEXT,
+)
 
 _MANY = 1 << 24
 _DAY_S = 86400.0
@@ -40,6 +47,19 @@ MODEL = (
         names=("--context-length",), field="context_length", group="model", metavar="TOKENS",
         value=integer(2, _MANY, unit="tokens"), default="the model's",
         effect="longest prompt and answer together, at most the model's",
+    ),
+    Flag(
+        names=("--tool-call-parser",), field="tool_call_parser", group="model", metavar="NAME",
+        value=one_of(*TOOL_CALL_PARSERS),
+        effect="form in which the model writes tool calls; auto: the one that its chat template asks for; none: only"
+        " forced calls are found",
+    ),
+    Flag(
+        names=("--reasoning-parser",), field="reasoning_parser", group="model", metavar="NAME",
+        value=one_of(*REASONING_PARSERS),
+        effect="think: what the model writes between <think> and </think> is reasoning; think-open: so is all up to"
+        " </think> when nothing opened the block; auto: think where template or vocabulary have the tags; none: it"
+        " stays content",
     ),
     Flag(
         names=("--trust-remote-code",), field="trust_remote_code", group="model", value=switch(),
@@ -172,6 +192,20 @@ SERVER = (
     Flag(
         names=("--drain-timeout",), field="drain_timeout_s", group="server", metavar="SECONDS", value=SECONDS,
         effect="seconds that running requests get after SIGTERM or Ctrl-C",
+    ),
+    Flag(
+        names=("--response-store-size",), field="response_store_size", group="server", metavar="N",
+        value=integer(0, _MANY, unit="responses"),
+        effect="responses kept in memory for /v1/responses/ID and previous_response_id; 0: none (docs/responses.md)",
+    ),
+    Flag(
+        names=("--response-store-bytes",), field="response_store_bytes", group="server", metavar="BYTES",
+        value=integer(1, 1 << 50, unit="bytes"),
+        effect="bytes that the kept responses may have together; those not used for the longest time go first",
+    ),
+    Flag(
+        names=("--response-store-age",), field="response_store_age_s", group="server", metavar="SECONDS",
+        value=number(0, 30 * _DAY_S, unit="seconds"), effect="seconds that a response is kept after its last use",
     ),
     Flag(
         names=("--skip-server-warmup",), field="skip_server_warmup", group="server", value=switch(),

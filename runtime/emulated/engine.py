@@ -5,7 +5,7 @@ enqueue work on the slice's timeline and return at once, `fetch` and `wait` slee
 to the buckets that a real engine of the role would have compiled. Writing row state takes no time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
@@ -14,7 +14,7 @@ from runtime.buckets import ACCELERATOR, CPU, Buckets, fit, fit_mixed, plan_buck
 from runtime.emulated.draws import Draws
 from runtime.emulated.table import StepShape, StepTable, shape_of
 from runtime.emulated.timeline import Clock, Timeline
-from runtime.engine import EngineSpec, KvChunk, RowState, Sampled, Step, StepHandle
+from runtime.engine import EngineSpec, KvChunk, RowState, Sampled, Scored, Step, StepHandle
 from runtime.topology import Role
 
 
@@ -34,8 +34,12 @@ class _Row(msgspec.Struct):
 
 
 class _Payload(NamedTuple):
+    """When a step ends, what comes out of it, and the decode rows that are to be sampled yet."""
+
     end: float
     sampled: tuple[Sampled, ...]
+    scores: tuple[tuple[Scored, ...], ...] = ()
+    deferred: tuple[int, ...] = ()
 
 
 class EmulatedEngine:
@@ -73,7 +77,8 @@ class EmulatedEngine:
         self._fence += 1
 
     def dispatch(self, step: Step) -> StepHandle:
-        """Enqueues a step; its tokens are known, but nobody gets them before it ends.
+        """Enqueues a step; its tokens are known, but nobody gets them before it ends. A deferred one takes as long:
+        sampling is part of the time that the table has.
 
         Raises ValueError if the step is larger than the engine's sizes or not of its role.
         """
@@ -82,17 +87,35 @@ class EmulatedEngine:
         shape = shape_of(step, {row: self._rows[row].length for row in step.decode})
         end = self._timeline.add(self._table.step_s(in_buckets(shape, self._buckets)))
         self._fence += 1
-        sampled = [self._sample(row) for segment in step.prefill for row in segment.sample_rows]
+        sampled = [self._sample_own(row) for segment in step.prefill for row in segment.sample_rows]
         for row in step.decode:
             self._rows[row].length += 1
-            sampled.append(self._sample(row))
-        return StepHandle(fence=self._fence, payload=_Payload(end, tuple(sampled)))
+        if not step.deferred:
+            sampled += [self._sample_own(row) for row in step.decode]
+        scores = tuple(self._draws.score(segment) for segment in step.prefill if segment.score is not None)
+        payload = _Payload(end, tuple(sampled), scores, step.decode if step.deferred else ())
+        return StepHandle(fence=self._fence, payload=payload)
+
+    def sample(self, handle: StepHandle, masks: Mapping[int, bytes]) -> StepHandle:
+        """Draws for a deferred step's decode rows, which takes no further time; returns the handle to fetch."""
+        payload: _Payload = handle.payload
+        sampled = [self._sample(row, masks.get(row)) for row in payload.deferred]
+        self._fence += 1
+        payload = payload._replace(sampled=(*payload.sampled, *sampled), deferred=())
+        return StepHandle(fence=self._fence, payload=payload)
 
     def fetch(self, handle: StepHandle) -> tuple[Sampled, ...]:
         """Blocks until the step is done. Order: sample rows of each prefill segment, then decode rows."""
         payload: _Payload = handle.payload
+        assert not payload.deferred, "a deferred step is fetched by the handle that sample returns"
         self._timeline.wait_until(payload.end)
         return payload.sampled
+
+    def fetch_scores(self, handle: StepHandle) -> tuple[tuple[Scored, ...], ...]:
+        """Blocks until the step is done; one tuple for each of its segments with `score`, in their order."""
+        payload: _Payload = handle.payload
+        self._timeline.wait_until(payload.end)
+        return payload.scores
 
     def gather(self, pages: Sequence[int]) -> KvChunk:
         """Enqueues a copy of the pages; a chunk has the size of its bucket, as a real one does."""
@@ -121,9 +144,16 @@ class EmulatedEngine:
         """Forgets all rows."""
         self._rows.clear()
 
-    def _sample(self, row: int) -> Sampled:
+    def _sample_own(self, row: int) -> Sampled:
+        """A sample that is not deferred."""
+        return self._sample(row, self._rows[row].state.mask)
+
+    def _sample(self, row: int, mask: bytes | None) -> Sampled:
+        """Of the tokens in `mask`, or in the request's if there is none."""
         entry = self._rows[row]
-        sampled = self._draws.draw(row, entry.state.sampling, entry.state.choice, entry.index)
+        sampling = entry.state.sampling
+        allowed = sampling.allowed_mask if mask is None else mask
+        sampled = self._draws.draw(row, sampling, entry.state.choice, entry.index, allowed)
         entry.index += 1
         return sampled
 

@@ -17,8 +17,9 @@ from actors.worker import WorkerActor
 from runtime.engine import EngineSpec, Step, StepHandle
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
+from tests.simulation.expected import expected_choice
 from tests.simulation.fake_engine import FakeEngine, FakeMover
-from tests.simulation.fake_tokens import FakeText, expected_choice
+from tests.simulation.fake_tokens import FakeText
 
 pytestmark = pytest.mark.anyio
 

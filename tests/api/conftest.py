@@ -1,19 +1,43 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.model import ApiSettings, Readiness, ServedModel
+from api.parsers.forms import TOOL_FORMS, OutputForms
 from runtime.model_config import GenerationDefaults
 from runtime.tokens import Tokenizer
 from tests.api.fake_client import FakeClient
+from tests.api.shapes import Watcher, against_openai
 from tests.runtime.tiny_tokenizer import END, TURN_END, tiny_tokenizer
 
 shared_tokenizer = cache(tiny_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Everything that any application sends is checked; what is wrong fails the test at its end."""
+    found: list[str] = []
+    serve = Starlette.__call__
+
+    async def watched(self: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await serve(self, scope, receive, send)
+            return
+        watcher = Watcher(scope, send)
+        try:
+            await serve(self, scope, receive, watcher.send)
+        finally:
+            found.extend(watcher.problems(against_openai))
+
+    monkeypatch.setattr(Starlette, "__call__", watched)
+    yield found
+    assert found == []
 
 
 @pytest.fixture
@@ -41,6 +65,7 @@ def model(tokenizer: Tokenizer) -> ServedModel:
         max_choices=8,
         max_answers=8,
         draw_seed=lambda: 12345,
+        forms=OutputForms(tools=TOOL_FORMS["hermes"]),
     )
 
 

@@ -76,18 +76,21 @@ class FakeClient:
         finish: FinishReason = "length" if len(tokens) > request.params.max_tokens else "stop"
         tokens = tokens[: request.params.max_tokens]
         stream = TextStream(self.tokenizer, request.text)
+        match: str | int | None
         deltas = []
         for position, token in enumerate(tokens):
-            text, match = stream.push(token)
+            ends = token in request.params.stop_token_ids
+            text, match = (stream.end(token), token) if ends else stream.push(token)
             last = match is not None or position == len(tokens) - 1
             deltas.append(
                 Delta(
                     request=request.request,
                     choice=choice,
-                    text=text + (stream.finish() if last else ""),
+                    text=text + (stream.finish() if last and not ends else ""),
                     tokens=(record(token, request.params.logprobs),),
-                    finish=("stop" if match else finish) if last else None,
+                    finish=("stop" if match is not None else finish) if last else None,
                     stop_match=match,
+                    prompt_logprobs=prompt_records(request) if position == 0 else (),
                 )
             )
             if last:
@@ -101,6 +104,17 @@ def record(token: int, logprobs: int | None) -> TokenRecord:
         return TokenRecord(token)
     top = tuple((token + rank, -0.25 * (rank + 1)) for rank in range(logprobs))
     return TokenRecord(token, -0.25, top)
+
+
+def prompt_records(request: GenerateRequest) -> tuple[TokenRecord, ...]:
+    """Made-up logprobs of the prompt's tokens: the likeliest is the id after each, and some are among the likely."""
+    count = request.params.prompt_logprobs
+    if count is None:
+        return ()
+    return tuple(
+        TokenRecord(token, -0.5 - position, tuple((token + 1 - rank, 0.0 - rank) for rank in range(count)))
+        for position, token in enumerate(request.prompt[1:])
+    )
 
 
 def completed(request: GenerateRequest, num_tokens: int) -> Completed:

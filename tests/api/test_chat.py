@@ -31,6 +31,7 @@ async def test_the_whole_answer(http: httpx.AsyncClient, client: FakeClient) -> 
             "logprobs": None,
             "finish_reason": "stop",
             "stop_reason": None,
+            "matched_stop": None,
         }
     ]
     assert answer["usage"] == {
@@ -151,3 +152,9 @@ async def test_harmless_extras_are_ignored(http: httpx.AsyncClient) -> None:
 async def test_null_means_absent(http: httpx.AsyncClient) -> None:
     names = ["temperature", "top_p", "n", "stop", "seed", "logit_bias", "stream", "tools", "logprobs", "model"]
     assert (await http.post(URL, json=chat(**dict.fromkeys(names)))).status_code == 200
+
+
+async def test_arguments_may_hold_numbers_of_any_size(http: httpx.AsyncClient) -> None:
+    call = {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"a": 10**30}}}
+    body = {"messages": [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": "go on"}]}
+    assert (await http.post(URL, json=body)).status_code == 200

@@ -15,7 +15,14 @@ async def test_the_whole_answer(http: httpx.AsyncClient, client: FakeClient, tok
     assert answer["id"].startswith("cmpl-")
     assert (answer["object"], answer["model"]) == ("text_completion", "tiny")
     assert answer["choices"] == [
-        {"index": 0, "text": client.texts[0], "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+        {
+            "index": 0,
+            "text": client.texts[0],
+            "logprobs": None,
+            "finish_reason": "stop",
+            "stop_reason": None,
+            "matched_stop": None,
+        }
     ]
     assert list(client.requests[0].prompt) == tokenizer.encode("Hello there")
     assert answer["usage"]["prompt_tokens"] == len(client.requests[0].prompt)

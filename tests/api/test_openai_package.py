@@ -7,28 +7,19 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 
 from actors.client import ClientEvent, GenerateRequest
 from tests.api.fake_client import FakeClient, failed, nothing
+from tests.api.served import served
 
 MESSAGES = [{"role": "user", "content": "What is 37 + 58?"}]
 
 
 @pytest.fixture
 def url(app: Starlette) -> Iterator[str]:
-    """A server in a thread of its own. The socket listens before, so the first connection waits for the server."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    server.should_exit = True
-    thread.join(timeout=20)
-    listener.close()
-    assert not thread.is_alive()
+    with served(app) as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture

@@ -81,4 +81,4 @@ async def test_requests_carry_them_to_the_engine(http: httpx.AsyncClient, client
     await http.post("/v1/completions", json=body)
     for request in client.requests:
         assert (request.params.seed, request.params.logprobs, request.params.min_tokens) == (3, 4, 1)
-        assert (request.stop, request.num_choices, request.cache_salt) == (("x",), 2, "me")
+        assert (request.text.stop, request.num_choices, request.cache_salt) == (("x",), 2, "me")

@@ -33,9 +33,10 @@ def ask(question: str) -> list[dict[str, str]]:
 )
 def test_plain_questions_get_right_boxed_answers(client: openai.OpenAI, question: str, answer: int) -> None:
     chat = client.chat.completions.create(model="runtime-demo", messages=ask(question), temperature=0)
-    content = chat.choices[0].message.content
-    assert content.startswith("<think>")
-    assert content.split("</think>")[1].count(f"\\boxed{{{answer}}}") == 1
+    message = chat.choices[0].message
+    assert message.content.count(f"\\boxed{{{answer}}}") == 1
+    assert "think>" not in message.content + message.reasoning_content
+    assert 0 < chat.usage.completion_tokens_details.reasoning_tokens < chat.usage.completion_tokens
     assert chat.choices[0].finish_reason == "stop"
     assert chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
 
@@ -68,7 +69,8 @@ def test_logprobs_of_chat_and_completions_agree_with_the_text(client: openai.Ope
     )
     content = chat.choices[0].logprobs.content
     spoken = b"".join(bytes(token.bytes) for token in content if not token.token.startswith("<|"))
-    assert spoken.decode() == chat.choices[0].message.content
+    message = chat.choices[0].message
+    assert spoken.decode().split() == f"<think> {message.reasoning_content} </think> {message.content}".split()
     for token in content:
         assert token.logprob <= 0
         assert token.top_logprobs[0].logprob == pytest.approx(token.logprob, abs=1e-5), "greedy takes the likeliest"
@@ -91,7 +93,8 @@ def test_stop_strings_end_an_answer_before_they_show(client: openai.OpenAI) -> N
     chat = client.chat.completions.create(
         model="runtime-demo", messages=ask("What is 37 + 58?"), temperature=0, stop=["</think>"]
     )
-    assert "</think>" not in chat.choices[0].message.content
+    assert chat.choices[0].message.content == ""
+    assert "</think>" not in chat.choices[0].message.reasoning_content
     assert chat.choices[0].finish_reason == "stop"
 
 

@@ -32,6 +32,7 @@ def test_number_of_programs_is_bounded_and_everything_fits(
     if role != "decode":
         assert fit(buckets.prefill, chunk) >= chunk
     if role != "prefill":
+        assert fit(buckets.sample, num_rows) >= num_rows
         assert fit(buckets.decode, num_rows) >= num_rows
     if role == "mixed":
         tokens, rows = fit_mixed(buckets.mixed, chunk, num_rows)
@@ -46,13 +47,15 @@ def test_reference_sizes() -> None:
     assert plan_buckets("prefill", **sizes).prefill == (32, 64, 128, 256, 512)
     assert plan_buckets("prefill", **sizes).gather == (4, 8, 16, 32, 33)
     assert plan_buckets("decode", **sizes).decode == (4, 8, 16)
-    assert [plan_buckets(role, **sizes).num_programs for role in ROLES] == [15, 12, 24 - 1]
+    assert [plan_buckets(role, **sizes).sample for role in ROLES] == [(4, 8, 16)] * 3
+    assert [plan_buckets(role, **sizes).num_programs for role in ROLES] == [16, 15, 24]
 
 
 def test_an_accelerator_gets_few_and_large_ones() -> None:
     sizes = {"chunk_tokens": 2048, "num_rows": 256, "page_size": 128}
     assert plan_buckets("prefill", **sizes, grain=ACCELERATOR).prefill == (256, 512, 1024, 2048)
     assert plan_buckets("decode", **sizes, grain=ACCELERATOR).decode == (8, 16, 32, 128, 256)
+    assert [plan_buckets(role, **sizes, grain=ACCELERATOR).sample for role in ROLES] == [(16,), (16, 256), (16, 256)]
     small = {"chunk_tokens": 32, "num_rows": 4, "page_size": 32}
     assert plan_buckets("mixed", **small, grain=ACCELERATOR).mixed == ((256, 8),)
 

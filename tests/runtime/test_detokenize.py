@@ -1,11 +1,13 @@
+from collections.abc import Callable
 from functools import cache
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.detokenize import MAX_HELD_TOKENS, ByteDetokenizer
 from runtime.tokens import Tokenizer
-from tests.runtime.tiny_tokenizer import TURN_END, metaspace_tokenizer, tiny_tokenizer
+from tests.runtime.tiny_tokenizer import END, TURN_END, metaspace_tokenizer, tiny_tokenizer
 
 byte_level = cache(tiny_tokenizer)
 metaspace = cache(metaspace_tokenizer)
@@ -48,6 +50,31 @@ def test_special_tokens_give_no_text() -> None:
     tokenizer = byte_level()
     tokens = tokenizer.encode(f"a{TURN_END}<think>b")
     assert "".join(pieces_of(tokenizer, tokens)) == "a<think>b"
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+@given(tokens=st.lists(st.integers(0, 330), max_size=30), shown=st.sets(st.integers(0, 330)), skip=st.booleans())
+def test_pieces_join_to_decode_whatever_is_skipped(
+    make: Callable[[], Tokenizer], tokens: list[int], shown: set[int], skip: bool
+) -> None:
+    tokenizer = make()
+    tokens = tokens if tokenizer is byte_level() else [token for token in tokens if token > 257]  # whole characters
+    detokenizer = tokenizer.detokenizer(skip_special_tokens=skip, shown_ids=tuple(shown))
+    pieces = [*(detokenizer.push(token) for token in tokens), detokenizer.flush()]
+    assert "".join(pieces) == tokenizer.decode(tokens, skip_special_tokens=skip, shown_ids=tuple(shown))
+    hidden = tokenizer.special_ids - shown if skip else set()
+    backend = tokenizer._backend.decode([t for t in tokens if t not in hidden], skip_special_tokens=False)
+    assert "".join(pieces) == backend
+
+
+def test_special_tokens_are_shown_where_they_are_wanted() -> None:
+    tokenizer = byte_level()
+    tokens = tokenizer.encode(f"a{TURN_END}b{END}")
+    turn_end, end = tokens[1], tokens[3]
+    assert tokenizer.decode(tokens) == "ab"
+    assert tokenizer.decode(tokens, skip_special_tokens=False) == f"a{TURN_END}b{END}"
+    assert tokenizer.decode(tokens, shown_ids=(turn_end,)) == f"a{TURN_END}b"
+    assert tokenizer.decode(tokens, shown_ids=(turn_end, end)) == f"a{TURN_END}b{END}"
 
 
 def test_ids_without_a_token_give_no_text() -> None:

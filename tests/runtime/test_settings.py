@@ -17,11 +17,14 @@ REFERENCE = (
 
 WHOLE_NUMBERS = """
     context-length page-size num-pages chunked-prefill-size max-running-requests decode-reserve-tokens random-seed port
-    max-queued-requests queue-timeout progress-timeout drain-timeout
+    max-queued-requests queue-timeout progress-timeout drain-timeout response-store-size response-store-bytes
+    response-store-age
 """
 VALUES: dict[str, tuple[str, object]] = {
     "dtype": ("float32", "float32"),
     "attention-backend": ("xla", "xla"),
+    "tool-call-parser": ("mistral", "mistral"),
+    "reasoning-parser": ("think", "think"),
     "device": ("cpu", "cpu"),
     "topology": ("prefill=1,decode=2", "prefill=1,decode=2"),
     "tp-size": ("1", 1),

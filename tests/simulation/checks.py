@@ -1,5 +1,6 @@
 """The invariants, checked exactly: what clients were told, and that nothing is left behind."""
 
+import math
 from collections.abc import Iterable
 
 from actors.gateway import GatewayActor
@@ -8,9 +9,9 @@ from actors.scheduler import SchedulerActor
 from actors.worker import WorkerActor
 from tests.simulation.carrier import Carrier
 from tests.simulation.clients import SimClient
+from tests.simulation.expected import expected_choice, expected_scores
 from tests.simulation.fake_engine import FakeEngine
-from tests.simulation.fake_tokens import expected_choice
-from tests.simulation.workload import Workload
+from tests.simulation.workload import PlannedRequest, Workload
 
 _MAX_TOMBSTONES = 512
 """More than the choices of any run: each is buried once."""
@@ -34,12 +35,13 @@ def check_client(client: SimClient, workload: Workload) -> None:
         assert usage == (len(plan.prompt), sum(sizes)), f"{plan.request} usage {completed}, {sizes=}"
         assert 0 <= completed.cached_tokens < len(plan.prompt), completed
         assert completed.cached_tokens % workload.spec.page_size == 0, completed
-        assert workload.prefix_cache or completed.cached_tokens == 0, completed
+        may_reuse = workload.prefix_cache and plan.params.prompt_logprobs is None
+        assert may_reuse or completed.cached_tokens == 0, completed
     elif terminals:
         _check_failure(client, workload)
     else:
         assert client.left or client.cut_off, f"{plan.request} has no terminal record"
-    _check_first_token_deadline(client)
+    _check_deadlines(client)
 
 
 def _check_choice(client: SimClient, choice: int, complete: bool) -> int:
@@ -50,6 +52,10 @@ def _check_choice(client: SimClient, choice: int, complete: bool) -> int:
     records = _records(deltas)
     name = f"{plan.request} choice {choice}"
     assert records == expected.records[: len(records)], f"{name}: {records} instead of {expected.records}"
+    scores = [delta.prompt_logprobs for delta in deltas]
+    owed_scores = expected_scores(plan.prompt, plan.params)
+    assert scores[:1] in ([], [owed_scores]), f"{name}: the prompt's logprobs are {scores[0]}, not {owed_scores}"
+    assert not any(scores[1:]), f"{name}: the prompt's logprobs come twice"
     text = "".join(delta.text for delta in deltas)
     assert expected.text.startswith(text), f"{name}: text {text!r} instead of {expected.text!r}"
     ends = [delta for delta in deltas if delta.finish is not None]
@@ -60,6 +66,7 @@ def _check_choice(client: SimClient, choice: int, complete: bool) -> int:
         assert deltas[-1] is ends[0], f"{name} goes on behind its end"
         assert told == owed, f"{name} ends with {told} instead of {owed}"
     assert ends or not complete, f"{name} has no end, but its request is complete"
+    assert not complete or expected.finish is not None, f"{name} is complete, although its constraint fails"
     return len(records)
 
 
@@ -68,22 +75,44 @@ def _records(deltas: Iterable[Delta]) -> tuple[TokenRecord, ...]:
 
 
 def _check_failure(client: SimClient, workload: Workload) -> None:
-    """Only limits that this workload drew may fail a request, and only one that has not begun."""
+    """Only limits that this workload drew may fail a request: in mid-stream its constraint or its deadline alone."""
     (failed,) = client.terminals
     assert isinstance(failed, Failed)
-    allowed = set()
+    plan, allowed, in_stream = client.plan, set[str](), set[str]()
     if workload.max_queued < len(workload.requests):
         allowed.add("queue_full")
-    if client.plan.queue_timeout_s < 10:
-        allowed |= {"queue_timeout", "queue_slow"}
-    assert failed.error.code in allowed, f"{client.plan.request} failed: {failed.error}"
-    assert len(client.events) == 1, f"{client.plan.request} failed in mid-stream: {failed.error}"
+    if min(plan.queue_timeout_s, plan.timeout_s or math.inf) < 10:
+        allowed.add("queue_slow")
+    if plan.queue_timeout_s < 10:
+        allowed.add("queue_timeout")
+    if plan.timeout_s is not None:
+        in_stream.add("deadline_exceeded")
+    if _has_failing_constraint(plan):
+        in_stream.add("constraint_failed")
+    assert failed.error.code in allowed | in_stream, f"{plan.request} failed: {failed.error}"
+    has_begun = len(client.events) > 1
+    assert failed.error.code in in_stream or not has_begun, f"{plan.request} failed in mid-stream: {failed.error}"
+    if failed.error.code == "deadline_exceeded":
+        assert plan.timeout_s is not None
+        assert client.submitted_s is not None
+        lasted_s = client.events[-1][0] - client.submitted_s
+        assert lasted_s >= plan.timeout_s - _LATENESS_S, f"{plan.request} fails {lasted_s} s after it was sent"
 
 
-def _check_first_token_deadline(client: SimClient) -> None:
-    if client.events and client.submitted_s is not None:
-        waited_s = client.events[0][0] - client.submitted_s
-        assert waited_s <= client.plan.queue_timeout_s + _LATENESS_S, f"{client.plan.request} waited {waited_s} s"
+def _has_failing_constraint(plan: PlannedRequest) -> bool:
+    answers = (expected_choice(plan.prompt, plan.params, choice, plan.stop) for choice in range(plan.num_choices))
+    return any(answer.finish is None for answer in answers)
+
+
+def _check_deadlines(client: SimClient) -> None:
+    plan = client.plan
+    if not client.events or client.submitted_s is None:
+        return
+    waited_s = client.events[0][0] - client.submitted_s
+    assert waited_s <= plan.queue_timeout_s + _LATENESS_S, f"{plan.request} waited {waited_s} s"
+    lasted_s = client.events[-1][0] - client.submitted_s
+    limit_s = math.inf if plan.timeout_s is None or plan.behaviour == "slow" else plan.timeout_s
+    assert lasted_s <= limit_s + _LATENESS_S, f"{plan.request} lasted {lasted_s} s, not {limit_s}"
 
 
 def check_promptness(clients: Iterable[SimClient], until_s: float) -> None:

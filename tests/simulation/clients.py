@@ -78,6 +78,8 @@ class SimClient:
                 cache_salt=plan.cache_salt,
                 queue_timeout_s=plan.queue_timeout_s,
                 progress_timeout_s=plan.progress_timeout_s,
+                priority=plan.priority,
+                timeout_s=plan.timeout_s,
             ),
         )
         self.submitted_s = ctx.now()

@@ -36,6 +36,11 @@ EXCUSES = (
         "a client is the HTTP edge, which is one process with the gateway: they die together",
     ),
     Excuse(
+        ("ForgetPrefixes", "PrefixesForgotten"),
+        KINDS,
+        "an operator's question: where the answer does not come he is told so, and no request depends on it",
+    ),
+    Excuse(
         ("Admit", "AbortGroup", "Refused", "SchedulerReport", "DrainWorker", "ResumeWorker"),
         ("hang", "slow"),
         "goes between gateway and scheduler, which have no slice",

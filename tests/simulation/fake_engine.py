@@ -6,11 +6,11 @@ its whole prefix from pages (`fake_pages`) and samples with a pure function of w
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from runtime.engine import EngineSpec, KvChunk, PrefillSegment, RowState, Sampled, Step, StepHandle
+from runtime.engine import EngineSpec, KvChunk, PrefillSegment, RowState, Sampled, Scored, Step, StepHandle
 from tests.simulation.fake_pages import NO_PAGE, FakePages, KvViolation, PageRef, Slot
-from tests.simulation.fake_tokens import TokenRule, bag, fingerprint
+from tests.simulation.fake_tokens import TokenRule, bag, fingerprint, score
 
 
 class DeviceError(Exception):
@@ -39,9 +39,9 @@ class _Row:
         self.num_output = len(state.output)
         self.bags = (bag(state.prompt), bag(state.output))
 
-    def sample(self, prefix: int) -> Sampled:
+    def sample(self, prefix: int, mask: bytes | None) -> Sampled:
         prompt_len = len(self.state.prompt)
-        record = self.rule.choose(prefix, self.state.choice, self.num_output, prompt_len, self.bags)
+        record = self.rule.choose(prefix, self.state.choice, self.num_output, prompt_len, self.bags, mask)
         self.tokens.append(record.token)
         self.last_token = record.token
         self.num_output += 1
@@ -54,6 +54,15 @@ class _Row:
             f"row {state.row} (choice {state.choice}, seed {state.sampling.seed}, "
             f"{len(state.prompt)} prompt tokens {state.prompt[:4]}.., {self.num_output} sampled)"
         )
+
+
+class _Pass:
+    """One forward pass: what it fed, which a deferred step samples later, and what came of it."""
+
+    def __init__(self) -> None:
+        self.fed: list[tuple[_Row, bool]] = []
+        self.sampled: list[Sampled] = []
+        self.scores: list[tuple[Scored, ...]] = []
 
 
 class FakeEngine:
@@ -77,6 +86,7 @@ class FakeEngine:
         self._work: deque[Callable[[], None]] = deque()
         self._broken: Exception | None = None
         self._rows: dict[int, _Row] = {}
+        self._unsampled: _Pass | None = None
 
     @property
     def spec(self) -> EngineSpec:
@@ -89,6 +99,7 @@ class FakeEngine:
     # --- the contract -------------------------------------------------------------------------------
 
     def set_rows(self, rows: Sequence[RowState]) -> None:
+        self._check_sampled("rows are written")
         built: dict[int, _Row] = {}
         for state in rows:
             assert 0 <= state.row < self._spec.num_rows, state
@@ -97,11 +108,12 @@ class FakeEngine:
         self._enqueue(lambda: self._rows.update(built))
 
     def dispatch(self, step: Step) -> StepHandle:
+        self._check_sampled("a step is dispatched")
         self._check_step(step)
         self.num_steps += 1
         table = [(write.row, write.column, self._refs((write.page,))[0]) for write in step.table]
         segments = [(segment, self._refs(segment.pages)) for segment in step.prefill]
-        sampled: list[Sampled] = []
+        done = _Pass()
         fails = self.num_steps in self.failing_steps
 
         def run() -> None:
@@ -113,18 +125,47 @@ class FakeEngine:
                 row.table[column] = ref
             for segment, refs in segments:
                 self._write_segment(segment, refs)
-            fed = [(row, self._feed(row)) for row in map(self._row, step.decode)]
+            done.fed = [(row, self._feed(row)) for row in map(self._row, step.decode)]
             for segment, refs in segments:
-                sampled.extend(self._sample_segment(segment, refs))
-            sampled.extend(self._sample_decode(row, has_page) for row, has_page in fed)
+                done.sampled.extend(self._sample_segment(segment, refs))
+                if segment.score is not None:
+                    done.scores.append(self._score_segment(segment, refs, segment.score))
+            if not step.deferred:
+                done.sampled.extend(self._sample_decode(row, has_page, row.state.mask) for row, has_page in done.fed)
 
         self._enqueue(run)
-        return StepHandle(fence=self._fence, payload=sampled)
+        self._unsampled = done if step.deferred else None
+        return StepHandle(fence=self._fence, payload=done)
+
+    def sample(self, handle: StepHandle, masks: Mapping[int, bytes]) -> StepHandle:
+        done: _Pass = handle.payload
+        if done is not self._unsampled:
+            self._report(KvViolation(f"{self.name}: a step is sampled that was not deferred, or is not the last"))
+        self._unsampled = None
+        mine = dict(masks)
+
+        def run() -> None:
+            unknown = mine.keys() - {row.state.row for row, _ in done.fed}
+            if unknown:
+                raise KvViolation(f"{self.name}: masks for rows {unknown}, which the step does not decode")
+            for row, has_page in done.fed:
+                mask = mine.get(row.state.row)
+                done.sampled.append(self._sample_decode(row, has_page, mask))
+
+        self._enqueue(run)
+        return StepHandle(fence=self._fence, payload=done)
 
     def fetch(self, handle: StepHandle) -> tuple[Sampled, ...]:
+        done: _Pass = handle.payload
+        if done is self._unsampled:
+            self._report(KvViolation(f"{self.name}: a deferred step is fetched before it was sampled"))
         self.run_to(handle.fence)
-        sampled: list[Sampled] = handle.payload
-        return tuple(sampled)
+        return tuple(done.sampled)
+
+    def fetch_scores(self, handle: StepHandle) -> tuple[tuple[Scored, ...], ...]:
+        self.run_to(handle.fence)
+        done: _Pass = handle.payload
+        return tuple(done.scores)
 
     def gather(self, pages: Sequence[int]) -> KvChunk:
         refs = self._refs(pages)
@@ -164,6 +205,7 @@ class FakeEngine:
         self._work.clear()
         self._rows.clear()
         self._broken = None
+        self._unsampled = None
         self._done = self._fence
         self.pages.poison_all()
 
@@ -212,6 +254,10 @@ class FakeEngine:
             self.violations.append(violation)
             raise
 
+    def _check_sampled(self, what: str) -> None:
+        if self._unsampled is not None:
+            self._report(KvViolation(f"{self.name}: {what} before the deferred step was sampled"))
+
     def _check_step(self, step: Step) -> None:
         spec = self._spec
         rows = [*step.decode, *(row for segment in step.prefill for row in segment.sample_rows)]
@@ -220,6 +266,8 @@ class FakeEngine:
         assert sum(len(segment.tokens) for segment in step.prefill) <= spec.chunk_tokens, step
         for segment in step.prefill:
             assert segment.tokens, step
+            ends = segment.score is None or bool(segment.sample_rows)
+            assert ends == (segment.next_token is None), segment
             assert len(segment.pages) >= spec.pages_for(segment.start + len(segment.tokens)), segment
 
     # --- a step -------------------------------------------------------------------------------------
@@ -244,7 +292,7 @@ class FakeEngine:
             tokens, prefix = self.pages.read_prefix(refs, length, row)
             if tokens != row.tokens or (row.table and row.length != length):
                 raise KvViolation(f"{self.name}: {row}, length {row.length}, samples after {tokens}")
-            sampled.append(row.sample(prefix))
+            sampled.append(row.sample(prefix, row.state.mask))
         return sampled
 
     def _feed(self, row: _Row) -> bool:
@@ -254,14 +302,21 @@ class FakeEngine:
         row.length += 1
         return has_page
 
-    def _sample_decode(self, row: _Row, has_page: bool) -> Sampled:
+    def _sample_decode(self, row: _Row, has_page: bool, mask: bytes | None) -> Sampled:
         if not has_page:
             _, prefix = self.pages.read_prefix(row.table, row.length - 1, row)
-            return row.sample(~prefix)
+            return row.sample(~prefix, mask)
         tokens, prefix = self.pages.read_prefix(row.table, row.length, row)
         if tokens != row.tokens:
             raise KvViolation(f"{self.name}: {row} decodes after {tokens}, not {row.tokens}")
-        return row.sample(prefix)
+        return row.sample(prefix, mask)
+
+    def _score_segment(self, segment: PrefillSegment, refs: list[PageRef], count: int) -> tuple[Scored, ...]:
+        """Behind each of the chunk's tokens, the one that follows it in the prompt."""
+        length = segment.start + len(segment.tokens)
+        tokens, _ = self.pages.read_prefix(refs, length, "a score")
+        known = tokens if segment.next_token is None else [*tokens, segment.next_token]
+        return tuple(score(fingerprint(known[:end]), known[end], count) for end in range(segment.start + 1, len(known)))
 
 
 class FakeMover:

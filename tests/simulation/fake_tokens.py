@@ -1,16 +1,16 @@
 """What the fake engine answers: tokens as a pure function of everything that a real sampler depends on.
 
-The same function serves the engine, which feeds it what it *read from pages*, and `expected_choice`, which
+The same function serves the engine, which feeds it what it *read from pages*, and `expected.expected_choice`, which
 computes the undisturbed answer from the request alone. So any wrong prefix, seed, choice, index, prompt
 length, penalty count, mask or stop set gives another token.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import msgspec
 
-from actors.messages import FinishReason, TokenRecord
+from actors.messages import TokenRecord
+from runtime.engine import Scored
 from runtime.sampling_params import SamplingParams
 from runtime.stop_strings import StopScanner
 from runtime.text_stream import TextOptions
@@ -55,15 +55,7 @@ class TokenRule:
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
-        bias = dict(params.logit_bias)
-        forced = [token for token, value in bias.items() if value >= 50]
-        allowed = [token for token in forced or range(VOCAB_SIZE) if bias.get(token, 0.0) > -50]
-        if params.allowed_mask is not None:
-            mask = params.allowed_mask
-            allowed = [token for token in allowed if mask[token // 8] >> token % 8 & 1]
-        stops = set(params.stop_token_ids)
-        self._plain = [token for token in allowed if token not in stops]
-        self._stops = [token for token in allowed if token in stops]
+        self._own = self._candidates(params.allowed_mask)
         shape = (
             params.temperature,
             params.top_k,
@@ -75,16 +67,38 @@ class TokenRule:
         penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
         self._salt = mix(fingerprint(msgspec.json.encode((shape, penalties))), params.seed)
 
-    def choose(self, prefix: int, choice: int, index: int, prompt_len: int, bags: tuple[int, int]) -> TokenRecord:
-        """The token after the prefix with this fingerprint; `bags` are those of prompt and output."""
+    def _candidates(self, mask: bytes | None) -> tuple[list[int], list[int]]:
+        """Tokens that may be chosen: those that go on, and those that end the choice."""
+        bias = dict(self.params.logit_bias)
+        forced = [token for token, value in bias.items() if value >= 50]
+        allowed = [token for token in forced or range(VOCAB_SIZE) if bias.get(token, 0.0) > -50]
+        if mask is not None:
+            allowed = [token for token in allowed if mask[token // 8] >> token % 8 & 1]
+        stops = set(self.params.stop_token_ids)
+        return [token for token in allowed if token not in stops], [token for token in allowed if token in stops]
+
+    def choose(
+        self,
+        prefix: int,
+        choice: int,
+        index: int,
+        prompt_len: int,
+        bags: tuple[int, int],
+        mask: bytes | None = None,
+    ) -> TokenRecord:
+        """The token after the prefix with this fingerprint; `bags` are those of prompt and output.
+
+        A mask takes the place of the request's own.
+        """
+        plain, stops = self._own if mask is None else self._candidates(mask)
         state = mix(mix(mix(mix(self._salt, prefix), choice), index), prompt_len)
         if self.params.has_penalties:
             state = mix(mix(state, bags[0]), bags[1])
-        may_stop = bool(self._stops) and index >= self.params.min_tokens
-        if may_stop and (state >> 8) % _STOP_ODDS == 0 or not self._plain:
-            token = self._stops[(state >> 24) % len(self._stops)]
+        may_stop = bool(stops) and index >= self.params.min_tokens
+        if may_stop and (state >> 8) % _STOP_ODDS == 0 or not plain:
+            token = stops[(state >> 24) % len(stops)]
         else:
-            token = self._plain[(state >> 24) % len(self._plain)]
+            token = plain[(state >> 24) % len(plain)]
         return self._record(token, state)
 
     def _record(self, token: int, state: int) -> TokenRecord:
@@ -94,6 +108,13 @@ class TokenRule:
         return TokenRecord(token, -float(state % 1000) / 64, top)
 
 
+def score(prefix: int, token: int, count: int) -> Scored:
+    """The logprob of a prompt's token behind the prefix with this fingerprint, with so many alternatives."""
+    state = mix(prefix, token)
+    top = tuple(((token + rank) % VOCAB_SIZE, -float(rank) / 2) for rank in range(count))
+    return Scored(token, -float(state % 1000) / 32, top)
+
+
 class FakeText:
     """`actors.ledger.TextStream` over `token_text` and the real stop scanner.
 
@@ -101,7 +122,8 @@ class FakeText:
     """
 
     def __init__(self, options: TextOptions) -> None:
-        self._scanner = StopScanner(options.stop)
+        self._scanner = StopScanner(options.stop, include=options.include_stop)
+        self._include_stop = options.include_stop
         self._unscanned = options.min_tokens
 
     def push(self, token: int) -> tuple[str, str | None]:
@@ -110,42 +132,8 @@ class FakeText:
             return token_text(token), None
         return self._scanner.push(token_text(token))
 
+    def end(self, token: int) -> str:
+        return self.finish() + (token_text(token) if self._include_stop else "")
+
     def finish(self) -> str:
         return self._scanner.flush()
-
-
-class ExpectedChoice(msgspec.Struct, frozen=True):
-    """The undisturbed answer of one choice."""
-
-    records: tuple[TokenRecord, ...]
-    finish: FinishReason
-    text: str
-    stop_match: str | int | None
-
-
-@lru_cache(maxsize=4096)
-def expected_choice(
-    prompt: tuple[int, ...], params: SamplingParams, choice: int, stop: tuple[str, ...]
-) -> ExpectedChoice:
-    """Computes a choice from the request alone: no pages, no batches, no attempts."""
-    rule = TokenRule(params)
-    prefix, prompt_bag, output_bag = fingerprint(prompt), bag(prompt), 0
-    records: list[TokenRecord] = []
-    text, scanned_from = "", 0
-    while True:
-        record = rule.choose(prefix, choice, len(records), len(prompt), (prompt_bag, output_bag))
-        records.append(record)
-        if record.token in params.stop_token_ids:
-            return ExpectedChoice(tuple(records), "stop", text, record.token)
-        for letter in token_text(record.token):
-            text += letter
-            may_match = text[scanned_from:] if len(records) > params.min_tokens else ""
-            matches = [word for word in stop if may_match.endswith(word)]
-            if matches:
-                word = max(matches, key=len)
-                return ExpectedChoice(tuple(records), "stop", text[: -len(word)], word)
-        scanned_from = len(text) if len(records) == params.min_tokens else scanned_from
-        if len(records) == params.max_tokens:
-            return ExpectedChoice(tuple(records), "length", text, None)
-        prefix = fingerprint((record.token,), prefix)
-        output_bag = (output_bag + bag((record.token,))) & _MASK

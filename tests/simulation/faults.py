@@ -155,7 +155,10 @@ def message_types() -> tuple[type[Message], ...]:
 
 
 def _drawable() -> list[str]:
-    asked = {messages.Submit, messages.Disconnect, messages.Drain, messages.GetStatus, messages.AskDrain}
+    asked = {
+        messages.Submit, messages.Disconnect, messages.Drain, messages.GetStatus, messages.AskDrain,
+        messages.ForgetPrefixes,
+    }  # fmt: skip
     clients = {*get_args(messages.ClientMessage), *asked}
     return sorted(kind.__name__ for kind in message_types() if kind not in clients)
 

@@ -6,7 +6,8 @@ import msgspec
 
 from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
-from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice
+from tests.simulation.expected import expected_choice
+from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE
 from tests.simulation.faults import parse_fault
 from tests.simulation.workload import PlannedRequest, Workload, draw_workload
 

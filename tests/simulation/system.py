@@ -14,6 +14,7 @@ from runtime.pages import PagePool
 from runtime.topology import parse_topology
 from tests.simulation.carrier import Carrier
 from tests.simulation.clients import SimClient
+from tests.simulation.fake_constraints import FakeConstraints
 from tests.simulation.fake_engine import FakeEngine, FakeMover, alter
 from tests.simulation.fake_tokens import FakeText
 from tests.simulation.faults import SIDED
@@ -55,7 +56,8 @@ class SimSystem:
             ),
             restart=RESTART,
         )
-        specs = wire(self.engines, topology, FakeMover(self.engines), FakeText, options, self._make_pool)
+        mover, constraints = FakeMover(self.engines), FakeConstraints()
+        specs = wire(self.engines, topology, mover, FakeText, options, self._make_pool, constraints)
         actors = {spec.address: spec.actor for spec in specs}
         gateway = actors[GATEWAY]
         assert isinstance(gateway, GatewayActor)

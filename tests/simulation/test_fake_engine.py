@@ -4,9 +4,10 @@ import pytest
 
 from runtime.engine import EngineSpec, PageWrite, PrefillSegment, RowState, Step
 from runtime.sampling_params import SamplingParams
+from tests.simulation.expected import expected_choice
 from tests.simulation.fake_engine import FakeEngine, FakeMover
 from tests.simulation.fake_pages import KvViolation
-from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice
+from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE
 
 SPEC = EngineSpec(
     page_size=4, num_pages=12, num_rows=4, max_context_tokens=64, vocab_size=VOCAB_SIZE, chunk_tokens=8,

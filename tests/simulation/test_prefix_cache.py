@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from runtime.sampling_params import SamplingParams
-from tests.simulation.fake_tokens import expected_choice
+from tests.simulation.expected import expected_choice
 from tests.simulation.harness import run_workload
 from tests.simulation.test_simulation import planned, workload
 from tests.simulation.workload import PlannedRequest, draw_shared_workload

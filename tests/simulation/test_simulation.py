@@ -16,7 +16,8 @@ from runtime.engine import EngineSpec
 from runtime.sampling_params import SamplingParams
 from runtime.topology import parse_topology
 from tests.simulation.carrier import SimContext
-from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice
+from tests.simulation.expected import expected_choice
+from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE
 from tests.simulation.harness import SimulationFailure, run_seed, run_workload
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.system import SimSystem

@@ -77,6 +77,8 @@ class AttemptWatch:
             case Completed() | Failed():
                 assert message.request not in self._ended, f"a second terminal record: {message}"
                 self._ended.add(message.request)
+                if isinstance(message, Failed):
+                    self._left[message.request] = self._now()
 
     def _admitted(self, choice: Choice, admit: Admit) -> None:
         last, attempt = self._attempts.get(choice, 0), admit.key.attempt

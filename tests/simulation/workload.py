@@ -11,9 +11,10 @@ from typing import Literal
 import msgspec
 
 from runtime.engine import EngineSpec
-from runtime.sampling_params import SamplingParams
+from runtime.sampling_params import ConstraintSpec, SamplingParams
 from runtime.topology import parse_topology
-from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, expected_choice, token_text
+from tests.simulation.expected import expected_choice
+from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE, token_text
 from tests.simulation.faults import Fault, draw_faults
 from tests.simulation.operators import Order
 
@@ -47,6 +48,8 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True):
     leave_at: tuple[str, int] = ("Delta", 1)
     queue_timeout_s: float = 600.0
     progress_timeout_s: float = 600.0
+    priority: int = 0
+    timeout_s: float | None = None
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +88,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draw_workload(seed: int) -> Workload:
-    """The mixed traffic of a seed; every other one is under pressure: long answers that start with small leases."""
-    random = Random(f"workload {seed}")
+    """The mixed traffic of a seed; every other one is under pressure: long answers that start with small leases.
+
+    Every third one has requests with constraints, with logprobs of the prompt, with priorities and with deadlines.
+    """
+    random, features = Random(f"workload {seed}"), Random(f"features {seed}")
+    has_features = features.random() < 1 / 3
     pressure = random.random() < 0.5
     page_size = random.choice((2, 4, 8))
     count = random.randint(5, 14)
@@ -96,7 +103,8 @@ def draw_workload(seed: int) -> Workload:
     requests = list[PlannedRequest]()
     for index in range(count):
         drawn = _draw_request(random, f"r{index}", page_size, horizon_s, 48 if pressure else 12)
-        requests.append(msgspec.structs.replace(drawn, prompt=_draw_beginning(random, shared, requests) + drawn.prompt))
+        drawn = msgspec.structs.replace(drawn, prompt=_draw_beginning(random, shared, requests) + drawn.prompt)
+        requests.append(_draw_features(features, drawn) if has_features else drawn)
     return Workload(
         seed=seed,
         topology=_draw_topology(random),
@@ -233,6 +241,30 @@ def _draw_request(random: Random, request: str, page_size: int, horizon_s: float
         leave_at=(random.choice(CANCEL_MOMENTS), random.randint(1, 4)),
         queue_timeout_s=random.choice((600.0, 600.0, 600.0, 600.0, 0.2)),
     )
+
+
+def _draw_features(random: Random, plain: PlannedRequest) -> PlannedRequest:
+    """The same request with some of what makes a worker or the scheduler treat it in a way of its own."""
+    params = plain.params
+    if random.random() < 0.5:
+        constraint = ConstraintSpec(grammar=_draw_grammar(random))
+        params = msgspec.structs.replace(params, constraint=constraint, logit_bias=())
+    if random.random() < 0.3:
+        params = msgspec.structs.replace(params, prompt_logprobs=random.choice((0, 2)))
+    return msgspec.structs.replace(
+        plain,
+        params=params,
+        priority=random.choice((0, 0, 0, -1, 5)),
+        timeout_s=random.choice((None, None, None, None, 0.05, 0.5, 5.0)),
+    )
+
+
+def _draw_grammar(random: Random) -> str:
+    """See `fake_constraints`: one in eight fails somewhere."""
+    grammar = str(random.randrange(10_000))
+    if random.random() < 0.875:
+        return grammar
+    return f"{grammar} {random.choice(('advance', 'mask'))} {random.randint(0, 6)}"
 
 
 def draw_params(random: Random, most_tokens: int) -> SamplingParams:

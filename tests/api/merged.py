@@ -1,0 +1,57 @@
+"""Puts a stream's events together again, by nothing but the rules that clients know."""
+
+from typing import Any
+
+LISTS = ("token_ids",)
+ONCE = ("prompt_logprobs", "prompt_token_ids", "finish_reason", "stop_reason", "matched_stop")
+
+
+def merged(events: list[Any]) -> dict[str, Any]:
+    """The whole answer that a stream of completions or of chat chunks tells of."""
+    assert events[-1] == "[DONE]"
+    answer: dict[str, Any] = {"choices": {}}
+    for event in events[:-1]:
+        for name in ("model", "system_fingerprint"):
+            assert answer.setdefault(name, event[name]) == event[name]
+        for choice in event["choices"]:
+            _add(answer["choices"].setdefault(choice["index"], {"index": choice["index"], "logprobs": None}), choice)
+        _once(answer, event)
+        if not event["choices"] and event["usage"] is not None:
+            assert answer.setdefault("usage", event["usage"]) is event["usage"]
+    answer["choices"] = [answer["choices"][index] for index in sorted(answer["choices"])]
+    return answer
+
+
+def _add(choice: dict[str, Any], chunk: dict[str, Any]) -> None:
+    assert choice.get("finish_reason") is None, "a chunk behind the last one"
+    if "delta" in chunk:
+        message = choice.setdefault("message", {"role": None, "content": "", "refusal": None})
+        assert set(chunk["delta"]) <= {"role", "content"}
+        message["role"] = chunk["delta"].get("role", message["role"])
+        message["content"] += chunk["delta"].get("content", "")
+    else:
+        choice["text"] = choice.get("text", "") + chunk["text"]
+    if chunk["logprobs"] is not None:
+        if choice["logprobs"] is None:
+            choice["logprobs"] = {name: [] for name, values in chunk["logprobs"].items() if values is not None}
+        for name, values in chunk["logprobs"].items():
+            if values is None:
+                choice["logprobs"][name] = None
+            else:
+                choice["logprobs"][name].extend(values)
+    for name in LISTS:
+        if name in chunk:
+            choice.setdefault(name, []).extend(chunk[name])
+    _once(choice, chunk)
+
+
+def _once(whole: dict[str, Any], part: dict[str, Any]) -> None:
+    for name in ONCE:
+        if name in part:
+            assert whole.get(name) is None, f"{name} came twice"
+            whole[name] = part[name]
+
+
+def comparable(answer: dict[str, Any]) -> dict[str, Any]:
+    """What a stream and a whole answer have in common: all but what names the one or the other."""
+    return {name: value for name, value in answer.items() if name not in ("id", "created", "object")}

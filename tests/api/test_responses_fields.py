@@ -1,0 +1,100 @@
+"""Each field's effect: what both surfaces have does the same on both, and the rest does what its name says."""
+
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from actors.client import GenerateRequest
+from api.app import create_app
+from api.model import Readiness, ServedModel
+from tests.api.fake_client import FakeClient
+from tests.api.test_responses import URL, ask, prompt_of
+from tests.api.test_responses_conversation import TOOL
+from tests.runtime.tiny_tokenizer import TEMPLATE, tiny_tokenizer
+
+pytestmark = pytest.mark.anyio
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "What is 37 + 58?"}]
+OTHER = {**TOOL, "name": "subtract"}
+
+SHARED: list[dict[str, Any]] = [
+    {"temperature": 0.3}, {"top_p": 0.5}, {"top_k": 7}, {"min_p": 0.2}, {"presence_penalty": 1},
+    {"frequency_penalty": -1}, {"repetition_penalty": 1.5}, {"logit_bias": {"5": 3}}, {"seed": 9}, {"stop": ["a", "b"]},
+    {"stop_token_ids": [5]}, {"cache_salt": "mine"}, {"ignore_eos": True}, {"min_tokens": 3},
+    {"allowed_token_ids": [5, 6]}, {"include_stop_str_in_output": True, "stop": "a"}, {"skip_special_tokens": False},
+    {"truncate_prompt_tokens": 5}, {"add_special_tokens": True}, {"priority": 4}, {"timeout_s": 2.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", SHARED, ids=lambda fields: "+".join(fields))
+async def test_shared_fields(http: httpx.AsyncClient, client: FakeClient, fields: dict[str, Any]) -> None:
+    for path, body in ((URL, ask()), (CHAT, {"messages": MESSAGES}), (URL, ask(**fields)),
+                       (CHAT, {"messages": MESSAGES} | fields)):  # fmt: skip
+        answer = await http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+    plain, plain_chat, with_field, with_field_chat = (nameless(request) for request in client.requests)
+    assert plain == plain_chat
+    assert with_field == with_field_chat
+    assert (with_field != plain) is (fields != {"add_special_tokens": True})
+
+
+def nameless(request: GenerateRequest) -> GenerateRequest:
+    return msgspec.structs.replace(request, request="")
+
+
+async def test_tokens_by_their_ids(http: httpx.AsyncClient, client: FakeClient) -> None:
+    fields = {"include": ["message.output_text.logprobs"], "return_tokens_as_token_ids": True}
+    (item,) = (await http.post(URL, json=ask(**fields))).json()["output"]
+    assert item["content"][0]["logprobs"][0]["token"] == f"token_id:{client.tokenizer.encode(client.texts[0])[0]}"
+
+
+async def test_max_output_tokens(http: httpx.AsyncClient, client: FakeClient) -> None:
+    answer = (await http.post(URL, json=ask(max_output_tokens=2))).json()
+    assert client.requests[0].params.max_tokens == 2
+    assert (answer["max_output_tokens"], answer["usage"]["output_tokens"]) == (2, 2)
+    assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+
+
+async def test_the_templates_variables(model: ServedModel, client: FakeClient) -> None:
+    tokenizer = tiny_tokenizer(template="{{ reasoning_effort }}/{{ enable_thinking }}/" + TEMPLATE)
+    app = create_app(msgspec.structs.replace(model, tokenizer=tokenizer), client, lambda: Readiness(state="ready"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        fields = {"reasoning": {"effort": "low", "summary": "auto"}, "chat_template_kwargs": {"enable_thinking": 7}}
+        answer = (await http.post(URL, json=ask(**fields))).json()
+    assert answer["reasoning"] == {"effort": "low", "summary": "auto"}
+    assert prompt_of(client).startswith("low/7/<|im_start|>user")
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown"),
+    [
+        (None, "[add][subtract]"),
+        ("auto", "[add][subtract]"),
+        ("none", ""),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "add"}]}, "[add]"),
+    ],
+)
+async def test_tools(http: httpx.AsyncClient, client: FakeClient, choice: Any, shown: str) -> None:
+    answer = (await http.post(URL, json=ask(tools=[TOOL, OTHER], tool_choice=choice))).json()
+    assert answer["tools"] == [TOOL, OTHER]
+    assert answer["tool_choice"] == ("auto" if choice is None else choice)
+    assert prompt_of(client).startswith(f"{shown}<|im_start|>user")
+
+
+async def test_labels_are_shown_again(http: httpx.AsyncClient) -> None:
+    labels = {"metadata": {"a": "b"}, "user": "u", "safety_identifier": "s", "prompt_cache_key": "p",
+              "max_tool_calls": 3, "truncation": "auto", "text": {"verbosity": "low"}}  # fmt: skip
+    answer = (await http.post(URL, json=ask(service_tier="auto", **labels))).json()
+    assert {name: answer[name] for name in labels} == labels | {
+        "text": {"format": {"type": "text"}, "verbosity": "low"}
+    }
+    assert answer["service_tier"] == "default"
+
+
+async def test_a_continued_response_inherits_no_settings(http: httpx.AsyncClient, client: FakeClient) -> None:
+    first = (await http.post(URL, json=ask(temperature=0.1, tools=[TOOL], metadata={"a": "b"}))).json()
+    second = (await http.post(URL, json=ask(previous_response_id=first["id"]))).json()
+    assert (second["temperature"], second["tools"], second["metadata"]) == (0.6, [], {})
+    assert "[add]" not in prompt_of(client)

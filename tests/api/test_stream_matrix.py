@@ -1,0 +1,121 @@
+"""A streamed answer, put together, is the whole answer byte for byte, whatever was asked for at once."""
+
+import json
+from functools import cache
+from typing import Any
+
+import anyio
+import httpx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+
+from api.app import create_app
+from api.model import Readiness, ServedModel
+from tests.api.conftest import chat, shared_tokenizer
+from tests.api.exchange import parse_events
+from tests.api.fake_client import FakeClient
+from tests.api.merged import comparable, merged
+from tests.runtime.tiny_tokenizer import TURN_END
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PROMPTS = ("Hello there", f"What is 37 + 58?{TURN_END}", "\U0001f600", "a")
+TEXTS = (f"The answer is 95 \U0001f600.{TURN_END}", "Hello world", "stop here, please\U0001f600")
+
+
+@cache
+def app() -> Starlette:
+    tokenizer = shared_tokenizer()
+    model = ServedModel(
+        names=("tiny",),
+        tokenizer=tokenizer,
+        max_context_tokens=256,
+        max_request_tokens=256,
+        vocab_size=400,
+        eos_token_ids=tuple(tokenizer.encode(TURN_END)),
+        created=1,
+        max_choices=4,
+        max_answers=16,
+        draw_seed=lambda: 1,
+    )
+    return create_app(model, FakeClient(tokenizer, TEXTS), lambda: Readiness(state="ready"))
+
+
+async def post(url: str, body: dict[str, Any]) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app()), base_url="http://test") as http:
+        response = await http.post(url, json=body)
+    assert response.status_code == 200, response.text
+    return response
+
+
+async def check(url: str, body: dict[str, Any], usage: dict[str, bool] | None) -> dict[str, Any]:
+    """Asks for the answer both ways and compares them; returns it."""
+    whole = comparable((await post(url, body)).json())
+    options = {"stream_options": usage} if usage is not None else {}
+    events = parse_events((await post(url, body | {"stream": True} | options)).content)
+    streamed = comparable(merged(events))
+    if usage is None:
+        assert "usage" not in streamed
+        streamed["usage"] = whole["usage"]
+    assert json.dumps(streamed, sort_keys=True) == json.dumps(whole, sort_keys=True)
+    return whole
+
+
+def absent_or(values: Any) -> Any:
+    return st.none() | st.sampled_from(values)
+
+
+def ids(text: str) -> list[int]:
+    return shared_tokenizer().encode(text)
+
+
+USAGE = absent_or([{"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}])
+LOGPROBS = absent_or([0, 1, 3])
+SHARED = {
+    "n": absent_or([1, 2, 3]),
+    "max_tokens": st.sampled_from([1, 3, 50]),
+    "stop": absent_or([" is", [" is 9", "here,"], ["\U0001f600"], "."]),
+    "stop_token_ids": absent_or([[], ids(" answer") + ids(" world")]),
+    "include_stop_str_in_output": absent_or([True, False]),
+    "skip_special_tokens": absent_or([True, False]),
+    "ignore_eos": absent_or([True]),
+    "prompt_logprobs": LOGPROBS,
+    "return_token_ids": absent_or([True, False]),
+    "return_tokens_as_token_ids": absent_or([True]),
+    "truncate_prompt_tokens": absent_or([-1, 2]),
+}
+TEXT_PROMPTS = st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3)
+ALL_PROMPTS = st.one_of(
+    st.sampled_from(PROMPTS),
+    TEXT_PROMPTS,
+    st.sampled_from(PROMPTS).map(ids),
+    TEXT_PROMPTS.map(lambda texts: [ids(text) for text in texts]),
+)
+COMPLETION = SHARED | {"prompt": ALL_PROMPTS, "echo": st.booleans(), "logprobs": LOGPROBS}
+
+
+@settings(max_examples=200)
+@given(body=st.fixed_dictionaries(COMPLETION), usage=USAGE, nothing=st.booleans())
+def test_completions(body: dict[str, Any], usage: dict[str, bool] | None, nothing: bool) -> None:
+    if body["echo"] and nothing:
+        body["max_tokens"] = 0
+    answer = anyio.run(check, COMPLETIONS, body, usage)
+    prompts = body["prompt"] if isinstance(body["prompt"], list) and not isinstance(body["prompt"][0], int) else [0]
+    assert len(answer["choices"]) == len(prompts) * (body["n"] or 1)
+    for choice in answer["choices"]:
+        assert (choice["logprobs"] is not None) == (body["logprobs"] is not None)
+        assert ("token_ids" in choice) == bool(body["return_token_ids"])
+        assert ("prompt_logprobs" in choice) == (body["prompt_logprobs"] is not None)
+
+
+CHATS = SHARED | {"logprobs": st.none() | st.booleans()}
+
+
+@settings(max_examples=100)
+@given(body=st.fixed_dictionaries(CHATS), top=LOGPROBS, usage=USAGE)
+def test_chats(body: dict[str, Any], top: int | None, usage: dict[str, bool] | None) -> None:
+    if body["logprobs"]:
+        body["top_logprobs"] = top
+    answer = anyio.run(check, CHAT, chat(**body), usage)
+    assert len(answer["choices"]) == (body["n"] or 1)
+    assert ("prompt_token_ids" in answer) == bool(body["return_token_ids"])
