@@ -45,24 +45,11 @@ class DrainRate:
         self._waiting = waiting
 
     def ended(self, now: float) -> None:
-        """One group has ended and made room."""
+        """One group has ended and made room, for good: one that is given up to be tried again has not."""
         self._advance(now)
         if self._waiting:
             self._ends += 1
             self._seen_ends += 1
-
-    def returned(self, now: float) -> None:
-        """A group that has made room was not done: it waits again.
-
-        Where that takes back all that has ended, as when a worker dies, nothing is known any more: how long it takes to
-        come back says nothing about how fast the queue will go on then.
-        """
-        self._advance(now)
-        if self._waiting:
-            self._ends -= 1
-            if self._ends < 0.5:
-                self._ends = self._time_s = self._seen_s = 0.0
-                self._seen_ends = 0
 
     def per_s(self, now: float) -> float | None:
         """Groups per second; None while too little was seen to tell."""

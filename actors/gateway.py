@@ -313,7 +313,7 @@ class GatewayActor:
     def _retry(self, ctx: Context, key: Key, choices: tuple[int, ...], cause: RecoveryCause) -> None:
         """Ends the attempt everywhere, then starts a new one for each choice that is still wanted."""
         deadline = ctx.now() + STRAY_TIMEOUT_S
-        ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline))
+        ctx.post(SCHEDULER, AbortGroup(key=key, choices=choices, deadline=deadline, again=True))
         record = self.ledger.requests.get(key.request)
         for index in choices if record is not None else ():
             assert record is not None
@@ -341,7 +341,7 @@ class GatewayActor:
             if choice.group == message.key and choice.finish is None and len(choice.accepted) == message.index:
                 self._fail(ctx, record, message.error)
                 return
-        self._retry(ctx, message.key, message.choices)
+        self._retry(ctx, message.key, message.choices, "gap")
 
     def _compare(self, ctx: Context, report: SchedulerReport) -> None:
         """Starts again what the scheduler has lost, and aborts again what it should not have any more."""

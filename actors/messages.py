@@ -175,11 +175,12 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class AbortGroup(Message, frozen=True, kw_only=True):
-    """Drop these choices of this attempt wherever they are."""
+    """Drop these choices of this attempt wherever they are. With `again` another attempt at them follows."""
 
     key: Key
     choices: tuple[int, ...]
     deadline: float
+    again: bool = False
 
 
 class SchedulerReport(Message, frozen=True, kw_only=True):

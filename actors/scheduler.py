@@ -161,8 +161,6 @@ class SchedulerActor:
         if error is not None:
             self._refuse(ctx, admit.key, error)
             return
-        if admit.key.attempt > 1:
-            self._rate.returned(ctx.now())
         self._telemetry.admitted(again=admit.key.attempt > 1)
         self._waiting.enter(msgspec.structs.replace(admit, choices=choices))
 
@@ -331,7 +329,7 @@ class SchedulerActor:
             self.book.tombstones.bury(message.key, message.choices, message.deadline, ctx.now())
             return
         self._cancel(ctx, grant, message.choices, message.deadline)
-        if not grant.open:
+        if not grant.open and not message.again:
             self._rate.ended(ctx.now())
 
     def _cancel(self, ctx: Context, grant: Grant, choices: tuple[int, ...], deadline: float) -> None:

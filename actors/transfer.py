@@ -44,6 +44,7 @@ class TransferActor:
         mover: KvMover,
         untaken_s: float,
         move_timeout_s: float = 120.0,
+        *,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._mover = mover

@@ -9,6 +9,7 @@ import msgspec
 
 from actors.messages import WorkerState
 from api.model import ServerState
+from api.responses.items import Item
 from runtime.topology import Role
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -90,6 +91,24 @@ class ChatLogprobs(_Closed, kw_only=True):
     refusal: None
 
 
+class PromptToken(_Closed, kw_only=True):
+    """A token of a prompt or an alternative to one; the rank is known among the likeliest."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+
+
+class _OfPrompt(_Closed, kw_only=True):
+    """What a client asked to see of a prompt; nothing comes before its first token."""
+
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
 class AnswerMessage(_Closed, kw_only=True):
     """What the assistant said."""
 
@@ -106,6 +125,8 @@ class ChatChoice(_Closed, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
+    matched_stop: str | int | None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Envelope(_Closed, kw_only=True):
@@ -118,7 +139,14 @@ class _Envelope(_Closed, kw_only=True):
     runtime_timing: Timing | msgspec.UnsetType = msgspec.UNSET
 
 
-class ChatCompletion(_Envelope, kw_only=True):
+class _ChatEnvelope(_Envelope, kw_only=True):
+    """Around a chat's answer, which has one prompt."""
+
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatCompletion(_ChatEnvelope, kw_only=True):
     """The whole answer of a chat."""
 
     object: Literal["chat.completion"]
@@ -141,9 +169,11 @@ class ChatChunkChoice(_Closed, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None | msgspec.UnsetType = msgspec.UNSET
+    matched_stop: str | int | None | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
-class ChatCompletionChunk(_Envelope, kw_only=True):
+class ChatCompletionChunk(_ChatEnvelope, kw_only=True):
     """A streamed piece of a chat's answer; `choices` is empty in the one with the usage."""
 
     object: Literal["chat.completion.chunk"]
@@ -160,7 +190,7 @@ class CompletionLogprobs(_Closed, kw_only=True):
     text_offset: list[int]
 
 
-class CompletionChoice(_Closed, kw_only=True):
+class CompletionChoice(_OfPrompt, kw_only=True):
     """One choice of a whole answer."""
 
     index: int
@@ -168,6 +198,8 @@ class CompletionChoice(_Closed, kw_only=True):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
+    matched_stop: str | int | None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(_Envelope, kw_only=True):
@@ -178,7 +210,7 @@ class Completion(_Envelope, kw_only=True):
     usage: Usage
 
 
-class CompletionChunkChoice(_Closed, kw_only=True):
+class CompletionChunkChoice(_OfPrompt, kw_only=True):
     """What a chunk adds to one choice."""
 
     index: int
@@ -186,6 +218,8 @@ class CompletionChunkChoice(_Closed, kw_only=True):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None | msgspec.UnsetType = msgspec.UNSET
+    matched_stop: str | int | None | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionChunk(_Envelope, kw_only=True):
@@ -194,6 +228,31 @@ class CompletionChunk(_Envelope, kw_only=True):
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
     usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
+
+
+class ResponseEvent(msgspec.Struct, kw_only=True):
+    """An event of a response's stream, in the form of OpenAI's of the same type; numbers begin at 0, without gaps."""
+
+    type: str
+    sequence_number: int
+
+
+class Deleted(_Closed, kw_only=True):
+    """A response that is gone."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+class InputItems(_Closed, kw_only=True):
+    """A page of the items that a response was made from."""
+
+    object: Literal["list"]
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class Model(_Closed, kw_only=True):

@@ -8,12 +8,31 @@ from typing import Any
 
 import msgspec
 
+from api.bad_words import MAX_BAD_WORD_CHARS, MAX_BAD_WORDS
 from api.chat import ROLES
+from api.chat_prompt import REASONING_EFFORTS
+from api.grammar_text import MAX_CHOICES, MAX_GRAMMAR_CHARS, MAX_REGEX_CHARS
+from api.responses.prepare import (
+    EFFORTS,
+    ENCRYPTED,
+    LOGPROBS,
+    MAX_LABEL,
+    MAX_METADATA,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+    SUMMARIES,
+    TIERS,
+    VERBOSITIES,
+)
+from api.responses.schema import REFUSED
 from api.schema import UNSUPPORTED
+from api.structured import MAX_THINKING_TOKENS
 from api.text_options import MAX_STOP_CHARS, MAX_STOP_STRINGS
-from api.validate import MAX_SALT_CHARS
+from api.validate import MAX_PRIORITY, MAX_SALT_CHARS, MAX_TIMEOUT_S
 from runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS
 
+_CHOICES = {"minItems": 1, "maxItems": MAX_CHOICES, "items": {"type": "string", "minLength": 1}}
+_BAD_WORD = {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARS}
 _TOKEN_ID = {"type": "integer", "minimum": 0}
 
 
@@ -28,6 +47,11 @@ class Note(msgspec.Struct, frozen=True):
 def between(low: float, high: float) -> dict[str, Any]:
     """Both ends are allowed."""
     return {"minimum": low, "maximum": high}
+
+
+def _enum(*values: str) -> dict[str, Any]:
+    """Null is always allowed as well."""
+    return {"enum": [*values, None]}
 
 
 _SHARED = {
@@ -79,6 +103,37 @@ _SHARED = {
     "min_tokens": Note("No answer ends before it has this many tokens.", {"minimum": 0}),
     "stream": Note("Sends the answer as server-sent events, as it comes."),
     "stream_options": Note("Only with `stream`."),
+    "allowed_token_ids": Note("Only these tokens are sampled.", {"items": _TOKEN_ID, "minItems": 1}),
+    "prompt_logprobs": Note(
+        "Sends the log-probabilities of the prompt's tokens, with so many alternatives to each.",
+        between(0, MAX_LOGPROBS),
+    ),
+    "include_stop_str_in_output": Note("Shows the stop string that ended an answer."),
+    "skip_special_tokens": Note("Leaves special tokens out of texts; true without it."),
+    "spaces_between_special_tokens": Note("Only false is served where special tokens are shown."),
+    "return_token_ids": Note("Sends the ids of the prompt's and the answer's tokens."),
+    "return_tokens_as_token_ids": Note("Logprobs name tokens by their ids, as `token_id:7`."),
+    "truncate_prompt_tokens": Note(
+        "Keeps so many tokens of the prompt's end; -1 keeps what leaves room for the answer.", {"minimum": -1}
+    ),
+    "add_special_tokens": Note("Whether the tokenizer adds its special tokens to prompts that are texts."),
+    "response_format": Note("The form that the answer has to have."),
+    "structured_outputs": Note("The form that the answer has to have, said by one key."),
+    "guided_json": Note("An older name of `structured_outputs.json`."),
+    "guided_regex": Note(
+        "An older name of `structured_outputs.regex`.", {"minLength": 1, "maxLength": MAX_REGEX_CHARS}
+    ),
+    "guided_choice": Note("An older name of `structured_outputs.choice`.", _CHOICES),
+    "guided_grammar": Note(
+        "An older name of `structured_outputs.grammar`.", {"minLength": 1, "maxLength": MAX_GRAMMAR_CHARS}
+    ),
+    "bad_words": Note("Texts that no answer may contain.", {"maxItems": MAX_BAD_WORDS, "items": _BAD_WORD}),
+    "thinking_token_budget": Note("Most tokens of a block of thoughts.", between(0, MAX_THINKING_TOKENS)),
+    "priority": Note("Waiting requests with a lower number go first.", between(-MAX_PRIORITY, MAX_PRIORITY)),
+    "timeout_s": Note(
+        "An answer that is not complete after so many seconds fails.",
+        {"exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
+    ),
 }
 
 _CHAT = _SHARED | {
@@ -88,13 +143,51 @@ _CHAT = _SHARED | {
     "top_logprobs": Note("And so many alternatives to each; only with `logprobs`.", between(0, MAX_LOGPROBS)),
     "tools": Note("Functions that the model may call."),
     "tool_choice": Note("Whether tools may or must be called, and which."),
-    "response_format": Note("The form that the answer has to have."),
+    "reasoning_effort": Note("How much to think, for templates that know it.", _enum(*REASONING_EFFORTS)),
+    "add_generation_prompt": Note("Whether the template begins the assistant's turn; true without it."),
+    "continue_final_message": Note("Goes on in the last message, which is the assistant's."),
+    "chat_template_kwargs": Note("The template's own variables."),
+    "echo": Note("Not served for chat: refused."),
 }
 
 _COMPLETION = _SHARED | {
     "prompt": Note("A text, a list of token ids, or a list of either: one prompt each.", needed=True),
     "logprobs": Note("Sends log-probabilities, with so many alternatives to each token.", between(0, MAX_LOGPROBS)),
     "best_of": Note("Only a value equal to `n` is served."),
+    "echo": Note("Shows the prompt before the answer; `max_tokens` may then be 0."),
+}
+
+_RESPONSES = _SHARED | {
+    "input": Note("A text, or a list of items.", {"minItems": 1, "minLength": 1}, needed=True),
+    "instructions": Note("A first turn of the system's, which is not kept with the conversation."),
+    "previous_response_id": Note("Goes on from a response that was kept."),
+    "max_output_tokens": Note("Most tokens of the answer.", {"minimum": 1}),
+    "max_tool_calls": Note("Shown again: there are no tools that the server runs itself.", between(1, 2**31 - 1)),
+    "background": Note("Answers at once with a response that is queued; needs `store`."),
+    "store": Note("Whether to keep the response; true without it."),
+    "include": Note("What to add to the output.", {"items": {"enum": [LOGPROBS, ENCRYPTED]}}),
+    "metadata": Note(
+        "Shown again.",
+        {
+            "maxProperties": MAX_METADATA,
+            "propertyNames": {"maxLength": MAX_METADATA_KEY},
+            "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE},
+        },
+    ),
+    "n": Note("Only 1 is served.", between(1, 1)),
+    "parallel_tool_calls": Note("Whether the model may call several tools at once."),
+    "reasoning": Note("How to think."),
+    "service_tier": Note("Shown again: there is one.", _enum(*TIERS)),
+    "text": Note("The form of the answer's text."),
+    "tool_choice": Note("Whether tools may or must be called, and which."),
+    "tools": Note("Functions that the model may call."),
+    "top_logprobs": Note("Sends log-probabilities, with so many alternatives to each token.", between(0, MAX_LOGPROBS)),
+    "truncation": Note("`auto` drops the oldest turns of a conversation that is too long.", _enum("auto", "disabled")),
+    "user": Note("Shown again.", {"maxLength": MAX_LABEL}),
+    "safety_identifier": Note("Shown again.", {"maxLength": MAX_LABEL}),
+    "prompt_cache_key": Note("Shown again.", {"maxLength": MAX_LABEL}),
+    "chat_template_kwargs": Note("The template's own variables."),
+    **{name: Note(f"Refused: {reason}.") for name, reason in REFUSED.items()},
 }
 
 NOTES: dict[str, dict[str, Note]] = {
@@ -103,6 +196,31 @@ NOTES: dict[str, dict[str, Note]] = {
     "StreamOptions": {
         "include_usage": Note("Sends a last chunk with the token counts."),
         "continuous_usage_stats": Note("Sends the counts so far with every chunk; only with `include_usage`."),
+    },
+    "StructuredOutputs": {
+        "json": Note("A JSON schema, or the text of one."),
+        "regex": Note("The answer matches it as a whole.", {"minLength": 1, "maxLength": MAX_REGEX_CHARS}),
+        "choice": Note("The answer is one of these texts.", _CHOICES),
+        "grammar": Note("An EBNF or Lark grammar.", {"minLength": 1, "maxLength": MAX_GRAMMAR_CHARS}),
+        "json_object": Note("The answer is any JSON object."),
+        "structural_tag": Note("Structures behind triggers in free text, or the JSON text of that."),
+    },
+    "ResponsesBody": _RESPONSES,
+    "ResponseStreamOptions": {
+        "include_usage": Note("Changes nothing: the last event always has the token counts."),
+        "continuous_usage_stats": Note("Refused."),
+        "include_obfuscation": Note("Refused unless it is false."),
+    },
+    "Reasoning": {
+        "effort": Note("How much to think, for templates that know it.", _enum(*EFFORTS)),
+        "summary": Note("Shown again: summaries are not made.", _enum(*SUMMARIES)),
+        "generate_summary": Note("The older name of `summary`.", _enum(*SUMMARIES)),
+        "context": Note("Only `auto` is served.", _enum("auto")),
+        "mode": Note("Only `standard` is served.", _enum("standard")),
+    },
+    "TextConfig": {
+        "format": Note("The form that the text has to have."),
+        "verbosity": Note("Shown again.", _enum(*VERBOSITIES)),
     },
     "ChatMessage": {
         "role": Note("Who speaks; `developer` is the same as `system`.", {"enum": list(ROLES)}),
@@ -134,7 +252,7 @@ NOTES: dict[str, dict[str, Note]] = {
     },
 }
 
-_REFUSED = Note("Not served: refused by name unless it is null, false, 0 or empty.")
+_REFUSED = Note("Not served: refused by name unless it is null, false or empty.")
 
 
 def note_of(struct: str, field: str) -> Note | None:

@@ -9,14 +9,20 @@ from api.openapi_answers import (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    Deleted,
     Health,
+    InputItems,
     Model,
     ModelList,
+    ResponseEvent,
     Version,
     Worker,
     Workers,
 )
 from api.operation import BODY_ERRORS, GENERATION_ERRORS, TIMING, Operation, Parameter
+from api.responses.objects import ResponseObject
+from api.responses.routes import DEFAULT_PAGE, MAX_PAGE
+from api.responses.schema import ResponsesBody
 from api.schema import ChatBody, CompletionBody
 
 _MODEL_NAME = Parameter(name="name", place="path", meaning="A served name; it may contain slashes.")
@@ -44,6 +50,84 @@ GENERATION = (
         events=CompletionChunk,
         errors=GENERATION_ERRORS,
         parameters=(TIMING,),
+    ),
+)
+
+_RESPONSE = Parameter(name="id", place="path", meaning="The id of a response that is kept.")
+_BOOLEAN = {"type": "string", "enum": ["true", "false"]}
+
+RESPONSES = (
+    Operation(
+        path="/v1/responses",
+        method="post",
+        id="responses",
+        summary="Makes a response; one that is kept can be continued and shown again.",
+        body=ResponsesBody,
+        answer=ResponseObject,
+        events=ResponseEvent,
+        errors=GENERATION_ERRORS,
+        parameters=(TIMING,),
+    ),
+    Operation(
+        path="/v1/responses/{id}",
+        method="get",
+        id="response",
+        summary="Shows a response, or sends the events of a background one.",
+        answer=ResponseObject,
+        events=ResponseEvent,
+        errors=(400, 404),
+        parameters=(
+            _RESPONSE,
+            Parameter(name="stream", place="query", meaning="Sends the events.", schema=_BOOLEAN),
+            Parameter(
+                name="starting_after",
+                place="query",
+                meaning="Number of the last event that is not wanted; only with `stream`.",
+                schema={"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+            ),
+        ),
+    ),
+    Operation(
+        path="/v1/responses/{id}",
+        method="delete",
+        id="delete_response",
+        summary="Drops a response; one that is running is cancelled.",
+        answer=Deleted,
+        errors=(404,),
+        parameters=(_RESPONSE,),
+    ),
+    Operation(
+        path="/v1/responses/{id}/cancel",
+        method="post",
+        id="cancel_response",
+        summary="Stops a background response.",
+        answer=ResponseObject,
+        errors=(400, 404),
+        parameters=(_RESPONSE,),
+    ),
+    Operation(
+        path="/v1/responses/{id}/input_items",
+        method="get",
+        id="input_items",
+        summary="The items that a response was made from.",
+        answer=InputItems,
+        errors=(400, 404),
+        parameters=(
+            _RESPONSE,
+            Parameter(
+                name="limit",
+                place="query",
+                meaning="Most items of a page.",
+                schema={"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+            ),
+            Parameter(
+                name="order",
+                place="query",
+                meaning="`desc` begins with the last.",
+                schema={"type": "string", "enum": ["asc", "desc"], "default": "desc"},
+            ),
+            Parameter(name="after", place="query", meaning="The id of the item before the page."),
+        ),
     ),
 )
 
@@ -127,4 +211,4 @@ ADMIN = (
     ),
 )
 
-OPERATIONS = (*GENERATION, *SERVER, *ADMIN)
+OPERATIONS = (*GENERATION, *RESPONSES, *SERVER, *ADMIN)

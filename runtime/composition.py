@@ -8,8 +8,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from random import Random
+from typing import Any
 
+import anyio.to_thread
 import msgspec
 from starlette.types import ASGIApp
 
@@ -20,13 +23,18 @@ from actors.worker import WorkerOptions
 from api.admin import Admin
 from api.app import create_app
 from api.health import readiness_of
+from api.metrics import Metrics, MetricsOptions
 from api.model import ApiSettings, Readiness, ServedModel, draw_os_seed
+from api.operations import Operations
 from api.parsers.forms import choose_forms
+from api.tracing import Tracing, otlp_tracing
+from runtime import __version__
 from runtime.chaos.campaign import Chaos
 from runtime.chaos.engine import ChaosEngine
 from runtime.chaos.mover import ChaosMover, Corrupt
 from runtime.chaos.spec import SpecError
 from runtime.cli.console import Report
+from runtime.cli.flag_table import SETTINGS_FLAGS
 from runtime.constraints import HostConstraints
 from runtime.devices import check_fits, choose_platform, find_devices
 from runtime.emulated.draws import Draws, drawable_ids
@@ -38,6 +46,7 @@ from runtime.engine import Engine, KvChunk, KvMover
 from runtime.errors import UsageError
 from runtime.folder_code import model_code, tokenizer_code
 from runtime.plan import Plan
+from runtime.profiler import JaxProfiler
 from runtime.settings import Settings
 from runtime.text_stream import TextStream
 from runtime.tokens import Tokenizer
@@ -45,13 +54,18 @@ from runtime.topology import Topology, default_topology
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """Warm engines by slice name, and everything that the services around them need."""
+    """Warm engines by slice name, and everything that the services around them need.
+
+    `compiles` counts compilations since all of them were warm.
+    """
 
     plan: Plan
     topology: Topology
     tokenizer: Tokenizer
     engines: Mapping[str, Engine]
     mover: KvMover
+    compiles: Callable[[], int] = lambda: 0
+    tracing: Tracing | None = None
     chaos: Chaos | None = None
 
 
@@ -69,7 +83,9 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 def load(plan: Plan, report: Report) -> Loaded:
     """Builds and warms one engine per slice. Raises UsageError."""
+    tracing = otlp_tracing(plan.settings.otlp_traces_endpoint, plan.name)
     loaded = _load_jax(plan, report) if plan.emulation is None else _load_emulated(plan, plan.emulation, report)
+    loaded = msgspec.structs.replace(loaded, tracing=tracing)
     return _with_chaos(loaded, report) if plan.settings.allows_chaos else loaded
 
 
@@ -116,7 +132,14 @@ def _load_jax(plan: Plan, report: Report) -> Loaded:
     slices = Slices(plan=plan, topology=topology, devices=tuple(devices), platform=platform)
     engines = slices.build(report)
     mover = DevicePutMover({name: engine.placement.chunk for name, engine in engines.items()}, plan.config.num_kv_heads)
-    return Loaded(plan=plan, topology=topology, tokenizer=tokenizer, engines=engines, mover=mover)
+    return Loaded(
+        plan=plan,
+        topology=topology,
+        tokenizer=tokenizer,
+        engines=engines,
+        mover=mover,
+        compiles=lambda: max(engine.compiles_since_warm_up() for engine in engines.values()),
+    )
 
 
 def _load_emulated(plan: Plan, emulation: Emulation, report: Report) -> Loaded:
@@ -145,15 +168,19 @@ def _load_emulated(plan: Plan, emulation: Emulation, report: Report) -> Loaded:
 async def service(loaded: Loaded) -> AsyncIterator[Service]:
     """Actors and application around the engines, until the context is left."""
     settings = loaded.plan.settings
+    metrics = Metrics(_metrics_options(loaded))
     options = SystemOptions(
         max_queued=settings.max_queued_requests,
         decode_reserve_tokens=settings.decode_reserve_tokens,
         prefix_cache=not settings.disable_radix_cache,
         worker=WorkerOptions(verify_kv=settings.verify_kv),
+        telemetry=metrics,
     )
     make_text = partial(TextStream, loaded.tokenizer)
     constraints = HostConstraints(loaded.tokenizer, loaded.plan.config.vocab_size)
-    async with running_system(loaded.engines, loaded.topology, loaded.mover, make_text, options) as system:
+    async with running_system(
+        loaded.engines, loaded.topology, loaded.mover, make_text, options, constraints=constraints
+    ) as system:
         gate = _Gate(system)
         app = create_app(
             _served_model(loaded, constraints),
@@ -161,10 +188,63 @@ async def service(loaded: Loaded) -> AsyncIterator[Service]:
             gate.readiness,
             _api_settings(settings),
             _admin(loaded, system),
+            _operations(loaded, metrics, system),
         )
-        yield Service(
-            app=app, drain=gate.drain, until_failure=system.until_failure, begin_chaos=partial(_begin_chaos, loaded)
-        )
+        try:
+            yield Service(
+                app=app, drain=gate.drain, until_failure=system.until_failure, begin_chaos=partial(_begin_chaos, loaded)
+            )
+        finally:
+            if loaded.tracing is not None:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(loaded.tracing.shutdown)
+
+
+def _metrics_options(loaded: Loaded) -> MetricsOptions:
+    plan = loaded.plan
+    spec = next(iter(loaded.engines.values())).spec
+    info = {"version": __version__, "model": plan.name, "engine": plan.engine, "topology": str(loaded.topology)}
+    return MetricsOptions(
+        model=plan.name, info=info, page_size=spec.page_size, page_bytes=spec.page_bytes, compiles=loaded.compiles
+    )
+
+
+def _operations(loaded: Loaded, metrics: Metrics, system: System) -> Operations:
+    settings, emulated = loaded.plan.settings, loaded.plan.emulation is not None
+    operations = Operations(metrics=metrics, tracing=loaded.tracing, info=_server_info(loaded), caches=system)
+    if emulated:
+        return msgspec.structs.replace(operations, no_profiler="an emulated engine has no device to profile")
+    if settings.profile_dir is None:
+        return operations
+    return msgspec.structs.replace(operations, profiler=JaxProfiler(Path(settings.profile_dir)))
+
+
+def _server_info(loaded: Loaded) -> dict[str, Any]:
+    """What `/server_info` tells: what was made of the flags, and the flags themselves without those that are secret."""
+    plan = loaded.plan
+    return {
+        "model": plan.name,
+        "engine": plan.engine,
+        "dtype": plan.config.dtype,
+        "topology": str(loaded.topology),
+        "max_model_len": plan.max_context_tokens,
+        "workers": {name: _sizes(engine) for name, engine in loaded.engines.items()},
+        "flags": {
+            flag.key: getattr(plan.settings, flag.field)
+            for flag in SETTINGS_FLAGS
+            if flag.field is not None and not flag.is_secret
+        },
+    }
+
+
+def _sizes(engine: Engine) -> dict[str, int]:
+    spec = engine.spec
+    return {
+        "page_size": spec.page_size,
+        "kv_pages": spec.usable_pages,
+        "max_running_requests": spec.num_rows,
+        "chunked_prefill_size": spec.chunk_tokens,
+    }
 
 
 def _admin(loaded: Loaded, system: System) -> Admin | None:
@@ -218,6 +298,7 @@ def _served_model(loaded: Loaded, constraints: HostConstraints) -> ServedModel:
         max_context_tokens=plan.max_context_tokens,
         max_request_tokens=min(spec.usable_pages * spec.page_size for spec in specs),
         max_choices=min(spec.num_rows for spec in specs),
+        max_answers=plan.settings.max_answers,
         vocab_size=plan.config.vocab_size,
         eos_token_ids=plan.config.eos_token_ids,
         created=int(time.time()),
@@ -237,6 +318,8 @@ def seed_source(seed: int | None) -> Callable[[], int]:
 def _api_settings(settings: Settings) -> ApiSettings:
     return ApiSettings(
         api_keys=settings.api_keys,
+        cors_origins=settings.cors_origins,
+        max_body_bytes=settings.max_body_bytes,
         queue_timeout_s=settings.queue_timeout_s,
         progress_timeout_s=settings.progress_timeout_s,
         response_store_size=settings.response_store_size,

@@ -77,6 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 16 * 2**20
+    max_answers: int = 256
     admin_key: str | None = None
     page_size: int | None = None
     num_pages: int | None = None
@@ -99,6 +103,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     verify_kv: bool = False
     chaos: str | None = None
     log_level: str = "warning"
+    log_format: str = "text"
+    otlp_traces_endpoint: str | None = None
+    profile_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.page_size is not None and self.chunked_prefill_size is not None:

@@ -60,7 +60,10 @@ class ReasoningShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
-    """A response as clients read it, at any time of its life. `created_at` and `completed_at` are in Unix seconds."""
+    """A response as clients read it, at any time of its life. `created_at` and `completed_at` are in Unix seconds.
+
+    What is not set is left out: OpenAI's description does not allow null there.
+    """
 
     id: str
     object: Literal["response"] = "response"
@@ -90,8 +93,8 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int
     top_p: float
     truncation: Literal["auto", "disabled"]
-    usage: ResponseUsage | None = None
-    user: str | None
+    usage: ResponseUsage | msgspec.UnsetType = msgspec.UNSET
+    user: str | msgspec.UnsetType = msgspec.UNSET
     runtime_timing: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from api.chat import chat_job
+from api.chat_prompt import REASONING_EFFORTS
 from api.checks import shown as shown_number
 from api.checks import whole_in_range
 from api.model import ApiSettings, ServedModel
@@ -27,6 +28,7 @@ from runtime.sampling_params import MAX_LOGPROBS
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
+EFFORTS = REASONING_EFFORTS
 SUMMARIES = ("auto", "concise", "detailed")
 VERBOSITIES = ("low", "medium", "high")
 TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
@@ -96,6 +98,7 @@ def _one_of(param: str, value: str | None, allowed: Sequence[str]) -> None:
 
 
 def _check_reasoning(reasoning: Reasoning) -> None:
+    _one_of("reasoning.effort", reasoning.effort, EFFORTS)
     _one_of("reasoning.summary", reasoning.summary, SUMMARIES)
     _one_of("reasoning.generate_summary", reasoning.generate_summary, SUMMARIES)
     _one_of("reasoning.context", reasoning.context, ("auto",))
@@ -172,28 +175,20 @@ def _job(body: ResponsesBody, turns: list[Turn], model: ServedModel, settings: A
 
 def _chat_body(body: ResponsesBody, messages: list[Any]) -> ChatBody:
     """The same request as a chat: what both have under one name goes over as it is."""
-    chat_only = {
-        "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
-        "chat_template_kwargs": body.chat_template_kwargs,
-    }
-    for name, value in list(chat_only.items()):
-        if name not in ChatBody.__struct_fields__:
-            del chat_only[name]
-            if value not in (None, True, {}):
-                raise RequestError(f"{name} is not supported yet", param=name, code="unsupported_parameter")
     shared = {name: getattr(body, name) for name in SamplingBody.__struct_fields__}
+    shared["response_format"] = _response_format(body)
     logprobs = LOGPROBS in (body.include or []) or bool(body.top_logprobs)
     return ChatBody(
         **shared,
-        **chat_only,
         messages=messages,
         max_completion_tokens=body.max_output_tokens,
         logprobs=logprobs,
         top_logprobs=whole_in_range("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS, 0) if logprobs else None,
         tools=chat_tools(body.tools, body.tool_choice),
         tool_choice=chat_tool_choice(body.tool_choice),
-        response_format=_response_format(body),
+        parallel_tool_calls=body.parallel_tool_calls,
+        reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
+        chat_template_kwargs=body.chat_template_kwargs,
     )
 
 
@@ -275,5 +270,5 @@ def _begun(body: ResponsesBody, job: Job, keep: bool) -> ResponseObject:
         top_logprobs=body.top_logprobs or 0,
         top_p=params.top_p,
         truncation=truncation,
-        user=body.user,
+        user=msgspec.UNSET if body.user is None else body.user,
     )

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from actors.messages import Delta, ErrorInfo, FinishReason, TokenRecord
-from api.parsers.parts import Content, OutputParser, Part, Reasoning
+from api.parsers.parts import Content, OutputParser, Part
+from api.parts import ChoiceParts
 from api.responses.objects import (
     IncompleteDetails,
     ResponseObject,
@@ -44,12 +45,11 @@ class Progress:
 
     def __init__(self, response: ResponseObject, parser: OutputParser, logprobs: RenderLogprobs | None) -> None:
         self.response = response
-        self._parser = parser
+        self._parts = ChoiceParts(parser)
         self._render = logprobs
         self._output = Output()
         self._pending: list[TokenRecord] = []
         self._finish: FinishReason | None = None
-        self._reasoning_tokens = 0
         self._num_events = 0
         self._begun = False
 
@@ -63,10 +63,7 @@ class Progress:
         events = self._begin()
         self._pending.extend(delta.tokens)
         self._finish = delta.finish
-        parts = self._parser.push(delta.text) if delta.text else []
-        if delta.finish is not None:
-            parts = [*parts, *self._parser.finish()]
-        return self._numbered(events + self._take(parts))
+        return self._numbered(events + self._take(self._parts.add(delta)))
 
     def complete(self, usage: Usage, completed_at: int, *, include_timing: bool = False) -> list[Event]:
         """The last events of an answer that has come to its end, be it cut by its length."""
@@ -79,7 +76,7 @@ class Progress:
             status,
             incomplete_details=IncompleteDetails() if status == "incomplete" else None,
             completed_at=completed_at if status == "completed" else None,
-            usage=usage_of(usage, self._reasoning_tokens),
+            usage=usage_of(usage, self._parts.num_reasoning_tokens),
         )
 
     def fail(self, error: ErrorInfo) -> list[Event]:
@@ -103,8 +100,6 @@ class Progress:
         if not parts:
             return []
         logprobs = self._logprobs() if any(isinstance(part, Content) for part in parts) else []
-        if all(isinstance(part, Reasoning) for part in parts):
-            self._reasoning_tokens += len(self._pending)
         self._pending = []
         events: list[Event] = []
         for part in parts:

@@ -1,7 +1,7 @@
 """The flags of `runtime up`: one row each, in the order of the help. Everything that lists flags reads this."""
 
 from runtime.cli.flag import Flag
-from runtime.cli.values import integer, key, keys, number, one_of, power_of_two, switch, text
+from runtime.cli.values import integer, key, keys, number, one_of, origins, power_of_two, switch, text, url
 from runtime.settings import (
     DEMO_NAME,
     MAX_PAGE_SIZE,
@@ -172,6 +172,26 @@ SERVER = (
         effect="key that clients must send as a bearer token; can be repeated, a file takes a list",
     ),
     Flag(
+        names=("--api-key-file",), field="api_key_file", group="server", metavar="FILE", value=text("a file of keys"),
+        default="none",
+        effect="more such keys, one a line, so that no list of processes shows them",
+    ),
+    Flag(
+        names=("--cors-origin",), field="cors_origins", group="server", metavar="ORIGIN", value=origins(),
+        default="none: browsers let no other page use the server",
+        effect="page that may use the server from a browser, such as http://localhost:3000, or * for all; can be"
+        " repeated, a file takes a list",
+    ),
+    Flag(
+        names=("--max-body-bytes",), field="max_body_bytes", group="server", metavar="BYTES",
+        value=integer(1024, 1 << 32, unit="bytes"), effect="longest body of a request; a longer one gets a 413",
+    ),
+    Flag(
+        names=("--max-answers",), field="max_answers", group="server", metavar="N",
+        value=integer(1, 4096, unit="choices"),
+        effect="choices that one request may ask for, n for each of its prompts",
+    ),
+    Flag(
         names=("--admin-key",), field="admin_key", group="server", metavar="KEY", value=key(), is_secret=True,
         default="none: there are no admin routes",
         effect="serve /admin (docs/reliability.md) to clients on this machine that send KEY as a bearer token; @FILE"
@@ -225,7 +245,22 @@ SERVER = (
     Flag(
         names=("--log-level",), field="log_level", group="server", metavar="LEVEL",
         value=one_of("debug", "info", "warning", "error"),
-        effect="least severe messages on standard error: debug, info, warning or error",
+        effect="least severe messages on standard error: debug, info (one line per request), warning or error",
+    ),
+    Flag(
+        names=("--log-format",), field="log_format", group="server", metavar="FORMAT", value=one_of("text", "json"),
+        effect="how messages on standard error are written: text, or json with one object a line",
+    ),
+    Flag(
+        names=("--otlp-traces-endpoint",), field="otlp_traces_endpoint", group="server", metavar="URL", value=url(),
+        is_secret=True,
+        default="what $OTEL_EXPORTER_OTLP_ENDPOINT says, else no spans",
+        effect="where OpenTelemetry spans are sent, such as http://localhost:4318/v1/traces; needs runtime[trace]",
+    ),
+    Flag(
+        names=("--profile-dir",), field="profile_dir", group="server", metavar="DIR", value=text("a folder"),
+        default="none: there are no profiles",
+        effect="folder for profiles of the device, which POST /start_profile and /stop_profile write",
     ),
 )  # fmt: skip
 

@@ -40,7 +40,7 @@ class HttpServer(uvicorn.Server):
             lifespan="off",
             log_config=None,
             log_level=log_level,
-            access_log=log_level == "debug",
+            access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_CLOSING_S,
         )
@@ -107,7 +107,9 @@ def address_of(listener: socket.socket) -> str:
 
 
 def _starting(scope: Scope) -> JSONResponse:
-    if scope.get("path") == "/health":
+    if scope.get("path") == "/live":
+        return JSONResponse({"status": "live"})
+    if scope.get("path") in ("/health", "/ready"):
         return JSONResponse({"status": "starting"}, status_code=503)
     message = "The model is still being loaded; GET /health answers 200 once it is ready."
     error = {"message": message, "type": "server_error", "param": None, "code": "starting"}

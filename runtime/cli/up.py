@@ -8,7 +8,6 @@ finish or run out of time. The second one ends the process at once.
 
 import contextlib
 import gc
-import logging
 import shlex
 import signal
 import socket
@@ -27,6 +26,8 @@ from runtime.cli.server import Front, HttpServer, address_of, bind
 from runtime.cli.signals import StopSignal, leave, leave_after
 from runtime.cli.warm_up import warm_up
 from runtime.errors import UsageError
+from runtime.key_file import read_key_file
+from runtime.logs import configure_logging
 from runtime.plan import Plan, make_plan
 from runtime.settings import Settings
 
@@ -37,9 +38,13 @@ _EXIT_GRACE_S = 20.0
 def up(settings: Settings) -> int:
     """Serves until a signal. Raises UsageError for what the operator has to change."""
     started = time.monotonic()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    configure_logging(settings.log_level, settings.log_format)
     report = Report()
-    settings = msgspec.structs.replace(settings, admin_key=read_admin_key(settings.admin_key))
+    settings = msgspec.structs.replace(
+        settings,
+        admin_key=read_admin_key(settings.admin_key),
+        api_keys=settings.api_keys + read_key_file(settings.api_key_file),
+    )
     try:
         plan = make_plan(settings, report.line)
     except KeyboardInterrupt:  # a download's threads would otherwise be waited for

@@ -12,6 +12,8 @@ import msgspec
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _KEY = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_URL = re.compile(r"https?://[!-~]+")
 
 
 class Refused(ValueError):
@@ -78,8 +80,23 @@ def keys() -> Value:
 
     A key travels in an HTTP header: one with blanks or beyond ASCII could never match.
     """
-    allowed = "printable ASCII characters without blanks"
-    one = _words(allowed, lambda given: _KEY.fullmatch(given) is not None)
+    return _several("printable ASCII characters without blanks", lambda given: _KEY.fullmatch(given) is not None)
+
+
+def origins() -> Value:
+    """Like keys, but each is a web page's origin as browsers send it, or the star."""
+    return _several(
+        "http://HOST[:PORT] or https://HOST[:PORT] without a path, or *", lambda given: _ORIGIN.fullmatch(given)
+    )
+
+
+def url() -> Value:
+    """An address of the web."""
+    return _words("a URL that begins with http:// or https://", lambda given: _URL.fullmatch(given) is not None)
+
+
+def _several(allowed: str, holds: Callable[[str], object]) -> Value:
+    one = _words(allowed, holds)
 
     def from_toml(given: Any) -> tuple[str, ...]:
         return tuple(one.toml(part) for part in (given if isinstance(given, list) else [given]))

@@ -86,16 +86,6 @@ def test_bursts_are_averaged() -> None:
     assert 3.0 < min(later) < max(later) < 5.0
 
 
-def test_what_has_to_wait_again_has_not_drained() -> None:
-    rate = DrainRate()
-    rate.waits(True, 0.0)
-    for number in range(1, 101):
-        rate.ended(number * 0.5)
-        if number % 2:
-            rate.returned(number * 0.5)
-    assert rate.per_s(50.0) == pytest.approx(1.0, rel=0.05)
-
-
 def test_the_expected_wait_counts_the_newcomers_own_place() -> None:
     assert expected_wait_s(9, 2.0) == 5.0
     assert expected_wait_s(9, None) is None
@@ -139,16 +129,3 @@ def test_when_nothing_ends_at_all_nobody_new_is_let_in() -> None:
     assert error is not None
     assert error.retry_after_s == 60
     assert "3600" in error.message
-
-
-def test_a_standstill_is_no_rate() -> None:
-    rate = DrainRate()
-    rate.waits(True, 0.0)
-    for end in range(3):
-        rate.ended(1.0 + end)
-    for _ in range(3):  # a worker died, and what had made room waits again
-        rate.returned(4.0)
-    assert rate.per_s(5.0) is None
-    rate.ended(6.0)
-    rate.ended(7.0)
-    assert rate.per_s(8.0) is not None

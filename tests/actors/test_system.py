@@ -14,12 +14,15 @@ from actors.supervisor import ActorSupervisor, RestartPolicy, WorkerSupervisor
 from actors.system import System, running_system
 from actors.wiring import SystemOptions
 from actors.worker import WorkerActor
+from runtime.constraints import Constraints
 from runtime.engine import EngineSpec, Step, StepHandle
-from runtime.sampling_params import SamplingParams
+from runtime.sampling_params import ConstraintSpec, SamplingParams
+from runtime.text_stream import TextOptions
 from runtime.topology import parse_topology
 from tests.simulation.expected import expected_choice
+from tests.simulation.fake_constraints import FakeConstraints
 from tests.simulation.fake_engine import FakeEngine, FakeMover
-from tests.simulation.fake_tokens import FakeText
+from tests.simulation.fake_tokens import FakeText, token_text
 
 pytestmark = pytest.mark.anyio
 
@@ -61,12 +64,15 @@ class _Dying(FakeEngine):
 
 
 @asynccontextmanager
-async def _system(topology: str, **fail_at: tuple[int, ...]) -> AsyncIterator[System]:
+async def _system(
+    topology: str, constraints: Constraints | None = None, **fail_at: tuple[int, ...]
+) -> AsyncIterator[System]:
     parsed = parse_topology(topology)
     engines = {part.name: _Dying(part.name, SPEC) for part in parsed.slices}
     for name, steps in fail_at.items():
         engines[name.replace("_", ".")].fail_at = steps
-    async with running_system(engines, parsed, FakeMover(engines), FakeText, OPTIONS) as system:
+    mover = FakeMover(engines)
+    async with running_system(engines, parsed, mover, FakeText, OPTIONS, constraints) as system:
         yield system
 
 
@@ -89,6 +95,12 @@ async def _answer(system: System, request: GenerateRequest) -> dict[int, list[in
                 assert event.completion_tokens == sum(map(len, tokens.values()))
                 assert len(event.timings) == request.num_choices
     return tokens
+
+
+def _constrained(name: str, grammar: str, num_choices: int = 1) -> GenerateRequest:
+    plain = _request(name, num_choices=num_choices)
+    constraint = ConstraintSpec(grammar=grammar)
+    return msgspec.structs.replace(plain, params=msgspec.structs.replace(plain.params, constraint=constraint))
 
 
 def _expected(request: GenerateRequest) -> dict[int, list[int]]:
@@ -201,6 +213,34 @@ async def _failure(system: System, request: GenerateRequest) -> Failed:
     return event
 
 
+@pytest.mark.parametrize("topology", ["prefill=1,decode=2", "mixed=1"])
+async def test_constraints_are_followed_on_threads_of_their_own(topology: str) -> None:
+    async with _system(topology, FakeConstraints(), **{f"{topology.split('=')[0]}_0": (4,)}) as system:
+        requests = [_constrained(f"c{i}", str(i), num_choices=1 + i % 2) for i in range(8)]
+        requests += [_request(f"free{i}") for i in range(4)]
+        answers: dict[str, dict[int, list[int]]] = {}
+
+        async def ask(request: GenerateRequest) -> None:
+            answers[request.request] = await _answer(system, request)
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                for request in requests:
+                    group.start_soon(ask, request)
+            failed = await _failure(system, _constrained("bad", "1 advance 2"))
+        assert answers == {request.request: _expected(request) for request in requests}
+        assert (failed.error.status, failed.error.code) == (400, "constraint_failed")
+        await _settled(system)
+
+
+async def test_a_constraint_is_refused_where_nobody_knows_any() -> None:
+    async with _system("mixed=1") as system:
+        failed = await _failure(system, _constrained("c", "1"))
+        assert (failed.error.status, failed.error.code) == (500, "constraint_failed")
+        assert await _answer(system, _request("free")) == _expected(_request("free"))
+        await _settled(system)
+
+
 async def test_a_worker_beyond_its_budget_is_given_up_and_clients_are_told() -> None:
     async with _system("prefill=1,decode=1", decode_0=tuple(range(1, 100))) as system:
         with anyio.fail_after(30):
@@ -293,6 +333,20 @@ async def test_a_request_that_waits_too_long_is_told_so() -> None:
         failed = await _failure(system, late)
         assert (failed.error.status, failed.error.code) == (503, "queue_timeout")
         await _settled(system)
+
+
+@pytest.mark.parametrize("include", [False, True])
+async def test_a_token_that_stops_has_text_only_where_it_is_included(include: bool) -> None:
+    params = SamplingParams(seed=3, max_tokens=200, stop_token_ids=(9,), logit_bias=((9, 100.0), (10, 100.0)))
+    request = GenerateRequest(request="r", prompt=(1, 2), params=params, text=TextOptions(include_stop=include))
+    async with _system("prefill=1,decode=1") as system:
+        deltas = list[Delta]()
+        async with system.client.stream(request) as events:
+            deltas += [event async for event in events if isinstance(event, Delta)]
+        await _settled(system)
+    owed = expected_choice(request.prompt, params, 0, ())
+    assert owed.records[-1].token == deltas[-1].stop_match == 9
+    assert "".join(delta.text for delta in deltas) == owed.text + (token_text(9) if include else "")
 
 
 async def test_more_choices_than_rows_is_refused_with_the_numbers() -> None:

@@ -12,6 +12,7 @@ from api.model import ApiSettings, Readiness, ServedModel
 from api.parsers.forms import TOOL_FORMS, OutputForms
 from runtime.model_config import GenerationDefaults
 from runtime.tokens import Tokenizer
+from tests.api.document import against_document
 from tests.api.fake_client import FakeClient
 from tests.api.shapes import Watcher, against_openai
 from tests.runtime.tiny_tokenizer import END, TURN_END, tiny_tokenizer
@@ -33,7 +34,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         try:
             await serve(self, scope, receive, watcher.send)
         finally:
-            found.extend(watcher.problems(against_openai))
+            found.extend(watcher.problems(against_openai, against_document))
 
     monkeypatch.setattr(Starlette, "__call__", watched)
     yield found

@@ -48,7 +48,14 @@ class Refusal:
     others: dict[str, Any] = field(default_factory=dict)
 
 
-Case = Effect | Refusal
+@dataclass(frozen=True)
+class Elsewhere:
+    """The field needs more than one plain request to show: `test`, a module and a function of it, does."""
+
+    test: str
+
+
+Case = Effect | Refusal | Elsewhere
 
 
 def sampling(name: str, value: Any, expected: Any = None) -> Effect:
@@ -134,8 +141,10 @@ _CHAT: dict[str, Case] = {
     "chat_template_kwargs": Effect({"enable_thinking": False}, lambda seen: "no thinking" in seen.prompt, True),
     "chat_template": Refusal("{{ messages }}"),
     "documents": Refusal([{"text": "a"}]),
-    "functions": Refusal([{"name": "f"}]),
-    "function_call": Refusal("auto"),
+    "functions": Effect([TOOL["function"]], lambda seen: "[add]" in seen.prompt, True),
+    "function_call": Effect("none", lambda seen: "[add]" in seen.prompt, False, {"functions": [TOOL["function"]]}),
+    "parallel_tool_calls": Elsewhere("tests.api.test_tools:test_one_call_at_most"),
+    "include_reasoning": Elsewhere("tests.api.test_tools:test_reasoning_can_be_left_out"),
     "echo": Refusal(True),
     "audio": Refusal({"voice": "x"}),
     "web_search_options": Refusal({}),

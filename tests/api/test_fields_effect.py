@@ -1,5 +1,6 @@
 """Every field of every body has an effect or is refused by name."""
 
+from importlib import import_module
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from runtime.tokens import Tokenizer
 from tests.api.conftest import chat
 from tests.api.exchange import parse_events
 from tests.api.fake_client import FakeClient
-from tests.api.field_cases import CASES, CHAT, COMPLETIONS, Effect, Refusal, Seen
+from tests.api.field_cases import CASES, CHAT, COMPLETIONS, Effect, Elsewhere, Refusal, Seen
 from tests.runtime.tiny_tokenizer import END, TEMPLATE, tiny_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +65,9 @@ async def test_the_field(model: ServedModel, whole_tokenizer: Tokenizer, route: 
             error = response.json()["error"]
             assert error["param"].split(".")[0].split("[")[0] == name
             assert case.words in error["message"]
+        case Elsewhere() as case:
+            module, function = case.test.split(":")
+            assert callable(getattr(import_module(module), function))
 
 
 @pytest.mark.parametrize("route", BODIES)

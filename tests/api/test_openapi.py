@@ -1,5 +1,6 @@
 """`/openapi.json`: complete, well-formed, and true about limits."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,8 @@ def test_every_request_field_is_described(whole_app: Starlette) -> None:
 
 async def test_the_route_shows_the_document_of_its_application(http: httpx.AsyncClient, app: Starlette) -> None:
     shown = (await http.get("/openapi.json")).json()
-    assert shown == openapi_document(app.routes, needs_key=False)
+    document = openapi_document(app.routes, needs_key=False)
+    assert shown == json.loads(json.dumps(document))
     assert shown["openapi"] == "3.1.0"
     assert not any(path.startswith("/admin") for path in shown["paths"]), "there are none without an admin key"
     assert all(one["security"] == [] for path in shown["paths"].values() for one in path.values())

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from api.app import create_app
 from api.model import ApiSettings, Readiness, ServedModel
+from api.openapi_fields import NOTES
 from api.reference import filled
 from tests.api.fake_client import FakeClient
 from tests.api.served import served
@@ -25,6 +26,10 @@ ADDRESS = "http://127.0.0.1:8000"
 def test_the_tables_are_as_the_code_is() -> None:
     """`python -m api.reference docs/api.md` puts them there."""
     assert filled(PAGE) == PAGE
+
+
+def test_every_request_type_has_a_table() -> None:
+    assert set(NOTES) | {"routes"} == set(re.findall(r"<!-- begin: (\w+) -->", PAGE))
 
 
 def test_every_type_of_the_tables_has_a_heading() -> None:

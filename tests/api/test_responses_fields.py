@@ -11,7 +11,7 @@ from api.app import create_app
 from api.model import Readiness, ServedModel
 from tests.api.fake_client import FakeClient
 from tests.api.test_responses import URL, ask, prompt_of
-from tests.api.test_responses_conversation import TOOL
+from tests.api.test_responses_conversation import CHAT_TOOL, TOOL
 from tests.runtime.tiny_tokenizer import TEMPLATE, tiny_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +81,33 @@ async def test_tools(http: httpx.AsyncClient, client: FakeClient, choice: Any, s
     assert answer["tools"] == [TOOL, OTHER]
     assert answer["tool_choice"] == ("auto" if choice is None else choice)
     assert prompt_of(client).startswith(f"{shown}<|im_start|>user")
+
+
+NAMED = {"type": "function", "name": "add"}
+CHAT_NAMED = {"type": "function", "function": {"name": "add"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "chat_choice"), [("required", "required"), (NAMED, CHAT_NAMED), ("none", "none"), (None, None)]
+)
+@pytest.mark.parametrize("many", [None, False])
+async def test_tools_run_as_chats(
+    http: httpx.AsyncClient, client: FakeClient, choice: Any, chat_choice: Any, many: bool | None
+) -> None:
+    """The same prompt and the same grammar; what chat refuses is refused."""
+    both = {"parallel_tool_calls": many, "seed": 1}
+    other = {"type": "function", "function": {key: value for key, value in OTHER.items() if key != "type"}}
+    own = await http.post(URL, json=ask(tools=[TOOL, OTHER], tool_choice=choice, **both))
+    chat = {"messages": MESSAGES, "tools": [CHAT_TOOL, other], "tool_choice": chat_choice}
+    theirs = await http.post(CHAT, json=chat | both)
+    assert own.status_code == theirs.status_code, (own.text, theirs.text)
+    if own.status_code == 200:
+        mine, its = map(nameless, client.requests)
+        assert mine == its
+        assert (mine.params.constraint is None) is (choice == "none")
+        assert own.json()["parallel_tool_calls"] is (many is not False)
+    else:
+        assert own.json()["error"]["param"] == theirs.json()["error"]["param"] == "tools"
 
 
 async def test_labels_are_shown_again(http: httpx.AsyncClient) -> None:

@@ -27,6 +27,10 @@ class Scripted:
         self._held = ""
         self._num_calls = 0
 
+    @property
+    def is_reasoning(self) -> bool | None:
+        return self._held[:1] == "r"
+
     def push(self, text: str) -> list[Part]:
         *whole, self._held = (self._held + text).split("|")
         return [self._part(entry) for entry in whole]

@@ -18,7 +18,7 @@ REFERENCE = (
 WHOLE_NUMBERS = """
     context-length page-size num-pages chunked-prefill-size max-running-requests decode-reserve-tokens random-seed port
     max-queued-requests queue-timeout progress-timeout drain-timeout response-store-size response-store-bytes
-    response-store-age
+    response-store-age max-answers
 """
 VALUES: dict[str, tuple[str, object]] = {
     "dtype": ("float32", "float32"),
@@ -34,6 +34,10 @@ VALUES: dict[str, tuple[str, object]] = {
     "api-key": ("secret", ("secret",)),
     "chaos": ("decode.0:crash@step=5", "decode.0:crash@step=5"),
     "log-level": ("error", "error"),
+    "log-format": ("json", "json"),
+    "max-body-bytes": ("2048", 2048),
+    "cors-origin": ("http://localhost:3000", ("http://localhost:3000",)),
+    "otlp-traces-endpoint": ("http://localhost:4318/v1/traces", "http://localhost:4318/v1/traces"),
 } | dict.fromkeys(WHOLE_NUMBERS.split(), ("64", 64))
 """What the command line says and what becomes of it; a text for every other flag."""
 

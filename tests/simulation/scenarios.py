@@ -5,7 +5,7 @@ from random import Random
 import msgspec
 
 from runtime.engine import EngineSpec
-from runtime.sampling_params import SamplingParams
+from runtime.sampling_params import ConstraintSpec, SamplingParams
 from tests.simulation.expected import expected_choice
 from tests.simulation.fake_tokens import END_OF_TEXT, VOCAB_SIZE
 from tests.simulation.faults import parse_fault
@@ -70,6 +70,54 @@ def _requests(leave_at: tuple[str, int] = ("MoveChunk", 3)) -> tuple[PlannedRequ
     )
 
 
+def _constrained() -> tuple[PlannedRequest, ...]:
+    """Two choices that their constraint completes, beside others that it does not touch, and two that it fails."""
+    prompt = _tokens("constrained", 11)
+    failing = ConstraintSpec(grammar="3 advance 5")
+    return (
+        _request("free", 0.0, _tokens("free", 9), max_tokens=16),
+        _request("bound", 0.0, prompt, num_choices=2, max_tokens=20, constraint=_completing(prompt, 20)),
+        _request("failing", 0.01, _tokens("failing", 6), num_choices=2, max_tokens=20, constraint=failing),
+        _request("hopeless", 0.02, _tokens("hopeless", 6), constraint=ConstraintSpec(grammar="5 mask 0")),
+        _request("late", 0.6, prompt, max_tokens=12, constraint=_completing(prompt, 12), logprobs=1),
+    )
+
+
+def _completing(prompt: tuple[int, ...], max_tokens: int) -> ConstraintSpec:
+    """A constraint that ends the first choice of a plain request some tokens before that number."""
+    params = SamplingParams(seed=len(prompt), max_tokens=max_tokens)
+    for number in range(1000):
+        constraint = ConstraintSpec(grammar=str(number))
+        answer = expected_choice(prompt, msgspec.structs.replace(params, constraint=constraint), 0, ())
+        if answer.finish == "stop" and len(answer.records) >= max_tokens // 2:
+            return constraint
+    raise AssertionError("no such constraint")
+
+
+def _scored() -> tuple[PlannedRequest, ...]:
+    """The same prompt with and without its logprobs, and a long one that is scored chunk by chunk."""
+    prompt = _tokens("scored", 19)
+    return (
+        _request("plain", 0.0, prompt),
+        _request("scored", 0.02, prompt, num_choices=2, prompt_logprobs=2, max_tokens=12),
+        _request("again", 0.3, prompt, prompt_logprobs=0),
+        _request("long", 0.3, _tokens("long", 61), prompt_logprobs=1, constraint=ConstraintSpec(grammar="8")),
+    )
+
+
+def _ranked() -> tuple[PlannedRequest, ...]:
+    """More than there is room for at once, by their priorities, and some that have no time for all of it."""
+    endless = {"max_tokens": 90, "timeout_s": 0.4}
+    return (
+        _request("endless", 0.0, _tokens("endless", 9), num_choices=2, **endless),
+        _request("behind", 0.0, _tokens("behind", 9), num_choices=2, priority=7, **endless),
+        *(
+            _request(f"r{n}", 0.01, _tokens(f"r{n}", 9 + n), num_choices=2, priority=-n, max_tokens=12)
+            for n in range(4)
+        ),
+    )
+
+
 def _request(name: str, arrival_s: float, prompt: tuple[int, ...], **fields: object) -> PlannedRequest:
     own = {key: value for key, value in fields.items() if key in PlannedRequest.__struct_fields__}
     params = {"seed": len(prompt), "max_tokens": 8, **{key: fields[key] for key in fields.keys() - own.keys()}}
@@ -116,6 +164,22 @@ def _scenarios() -> dict[str, Scenario]:
             _build("prefill=2,decode=2", verify_kv=True, faults=tuple(map(parse_fault, altered))),
             only=("ChunkCorrupt", "ChunkLost", "KvChunkReady"),
         ),
+        "constrained": Scenario(
+            _build("prefill=2,decode=2", requests=_constrained()),
+            only=("Rejected", "TokensSampled", "StartPrefill", "StartDecode"),
+        ),
+        "constrained-mixed": Scenario(
+            _build("mixed=2", requests=_constrained(), failing_steps={"mixed.0": (9,)}),
+            only=("Rejected", "TokensSampled", "StartPrefill"),
+        ),
+        "scored": Scenario(
+            _build("prefill=2,decode=2", requests=_scored(), failing_steps={"decode.0": (3,)}),
+            only=("TokensSampled", "Reserve", "StartPrefill"),
+        ),
+        "ranked": Scenario(
+            _build("prefill=1,decode=1", spec=msgspec.structs.replace(_SPEC, num_rows=4), requests=_ranked()),
+            only=("Admit", "Cancel", "AbortGroup"),
+        ),
         "abandoned": Scenario(
             _build(
                 "prefill=2,decode=2",
@@ -133,5 +197,5 @@ SCENARIOS = _scenarios()
 """`disaggregated` and `mixed` run undisturbed but for the fault. `crowded` is short of pages and refuses. In `failing`
 a device error of either side comes before the fault, in `recovering` the scheduler's death and a lost message, so that
 faults strike at the messages of a recovery. In `draining` an operator takes workers out and back, in `verified` two
-chunks change on their way before the fault, and in `abandoned` a client leaves a long answer that a new scheduler has
-taken over."""
+chunks change on their way before the fault, `constrained`, `scored` and `ranked` have requests of these kinds, and in
+`abandoned` a client leaves a long answer that a new scheduler has taken over."""

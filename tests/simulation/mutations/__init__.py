@@ -4,12 +4,13 @@ A mutation patches one method. It is undone by the test's monkeypatch.
 """
 
 from tests.simulation.mutations.delivery import DELIVERY
+from tests.simulation.mutations.features import FEATURES
 from tests.simulation.mutations.pages import PAGES
 from tests.simulation.mutations.planted import SEEDS, Planted
 from tests.simulation.mutations.recovery import RECOVERY
 from tests.simulation.mutations.requests import REQUESTS
 from tests.simulation.mutations.timing import TIMING
 
-MUTATIONS: tuple[Planted, ...] = (*PAGES, *DELIVERY, *REQUESTS, *RECOVERY, *TIMING)
+MUTATIONS: tuple[Planted, ...] = (*PAGES, *DELIVERY, *REQUESTS, *RECOVERY, *TIMING, *FEATURES)
 
 __all__ = ["MUTATIONS", "SEEDS", "Planted"]
