@@ -77,11 +77,11 @@ async def check(app: Starlette, url: str, body: dict[str, Any], usage: dict[str,
 
 
 def _forget_drawn_ids(answer: dict[str, Any]) -> None:
-    """Calls have another id each time, and a message that has calls and no text may say so in two ways."""
+    """Calls have another id each time; and a message without text says so in two ways where calls were possible."""
     for choice in answer["choices"]:
         calls = choice.get("message", {}).get("tool_calls", [])
         assert len({call.pop("id") for call in calls}) == len(calls)
-        if calls:
+        if "message" in choice:
             choice["message"]["content"] = choice["message"]["content"] or None
 
 
