@@ -10,7 +10,7 @@ from api.chat_prompt import template_options
 from api.checks import whole_in_range
 from api.logprobs import chat_logprobs
 from api.model import ApiSettings, ServedModel
-from api.output import with_output
+from api.output import demanded_grammar, with_output
 from api.parsers.parts import Part, Reasoning
 from api.parts import ChoiceParts, part_delta, whole_message
 from api.schema import ChatBody, ChatMessage, ToolCall, decode_body
@@ -35,7 +35,6 @@ def chat_job(body: ChatBody, model: ServedModel, settings: ApiSettings) -> Job:
     """From a chat's body to a job."""
     check_model(body.model, model)
     logprobs = _num_logprobs(body)
-    _check_response_format(body)
     plan = plan_tools(body.tools, body.tool_choice, body.functions, body.function_call, body.parallel_tool_calls)
     text = _render(body, list(plan.offered) or None, model)
     if body.max_completion_tokens is not None:
@@ -49,7 +48,8 @@ def chat_job(body: ChatBody, model: ServedModel, settings: ApiSettings) -> Job:
         add_special_tokens=bool(body.add_special_tokens),
         cut=resolve_cut(body.truncate_prompt_tokens, max_tokens.asked, model),
     )
-    job = make_job("chatcmpl", body, [prompt], max_tokens, logprobs, model, settings)
+    grammar = demanded_grammar(plan, body, model)
+    job = make_job("chatcmpl", body, [prompt], max_tokens, logprobs, model, settings, grammar=grammar)
     job = msgspec.structs.replace(job, shows_reasoning=body.include_reasoning is not False)
     return with_output(job, plan, text, model)
 
@@ -61,14 +61,6 @@ def _num_logprobs(body: ChatBody) -> int | None:
     if top:
         raise RequestError("top_logprobs: only allowed when logprobs is true", param="top_logprobs")
     return None
-
-
-def _check_response_format(body: ChatBody) -> None:
-    kind = (body.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise RequestError(
-            f'response_format: only type "text" is supported yet, got {str(kind)[:40]!r}', param="response_format"
-        )
 
 
 def _render(body: ChatBody, tools: list[dict[str, Any]] | None, model: ServedModel) -> str:

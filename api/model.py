@@ -12,6 +12,7 @@ import msgspec
 from actors.messages import WorkerStatus
 from api.parsers.forms import OutputForms
 from runtime import __version__
+from runtime.constraints import check_grammar
 from runtime.model_config import GenerationDefaults
 from runtime.settings import REAL_ENGINE
 from runtime.tokens import Tokenizer
@@ -28,9 +29,11 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     """One model under one or several names, the first of which is shown.
 
     `max_request_tokens` is what the KV pool holds for a single sequence, `max_choices` bounds `n` (the rows of a
-    decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `root` is what
-    `/v1/models` shows as the model's origin, `engine` what `/version` says of what computes: `jax`, or a line that
-    begins with `emulated`. `forms` tells how its text is parted into reasoning, content and calls.
+    decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `check_grammar` says why
+    a grammar cannot be compiled, None for one that can. `think_start` and `think_end` are the tokens around a block of
+    thoughts, empty for a model without. `root` is what `/v1/models` shows as the model's origin, `engine` what
+    `/version` says of what computes: `jax`, or a line that begins with `emulated`. `forms`
+    tells how its text is parted into reasoning, content and calls.
     """
 
     names: tuple[str, ...]
@@ -43,6 +46,9 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     defaults: GenerationDefaults = GenerationDefaults()
     max_choices: int = 128
     max_answers: int = 256
+    check_grammar: Callable[[str], str | None] = check_grammar
+    think_start: tuple[int, ...] = ()
+    think_end: tuple[int, ...] = ()
     root: str | None = None
     draw_seed: Callable[[], int] = draw_os_seed
     engine: str = REAL_ENGINE

@@ -12,7 +12,8 @@ from api.model import ServerState
 from api.responses.items import Item
 from runtime.topology import Role
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class _Closed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -40,13 +41,20 @@ class PromptTokensDetails(_Closed, kw_only=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(_Closed, kw_only=True):
+    """Of the answer's tokens, those of its reasoning."""
+
+    reasoning_tokens: int
+
+
 class Usage(_Closed, kw_only=True):
     """Token counts of one request, all its choices together."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
+    prompt_tokens_details: PromptTokensDetails | msgspec.UnsetType = msgspec.UNSET
+    completion_tokens_details: CompletionTokensDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChoiceTiming(_Closed, kw_only=True):
@@ -109,12 +117,31 @@ class _OfPrompt(_Closed, kw_only=True):
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
+class AnsweredFunction(_Closed, kw_only=True):
+    """A function that is to be called; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(_Closed, kw_only=True):
+    """A call that the assistant makes."""
+
+    id: str
+    type: Literal["function"]
+    function: AnsweredFunction
+
+
 class AnswerMessage(_Closed, kw_only=True):
-    """What the assistant said."""
+    """What the assistant said; `reasoning` is another name of `reasoning_content`."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[AnsweredCall] | msgspec.UnsetType = msgspec.UNSET
+    function_call: AnsweredFunction | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(_Closed, kw_only=True):
@@ -123,7 +150,7 @@ class ChatChoice(_Closed, kw_only=True):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     stop_reason: str | int | None
     matched_stop: str | int | None
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
@@ -154,11 +181,31 @@ class ChatCompletion(_ChatEnvelope, kw_only=True):
     usage: Usage
 
 
+class FunctionDelta(_Closed, kw_only=True):
+    """What a chunk adds to a call: first the name, then pieces of the arguments."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    arguments: str
+
+
+class CallDelta(_Closed, kw_only=True):
+    """The same for one of several calls; its first piece has the id."""
+
+    index: int
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+    function: FunctionDelta
+
+
 class AnswerDelta(_Closed, kw_only=True):
     """What a chunk adds to the assistant's message."""
 
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
-    content: str | msgspec.UnsetType = msgspec.UNSET
+    content: str | None | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[CallDelta] | msgspec.UnsetType = msgspec.UNSET
+    function_call: FunctionDelta | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunkChoice(_Closed, kw_only=True):
@@ -167,7 +214,7 @@ class ChatChunkChoice(_Closed, kw_only=True):
     index: int
     delta: AnswerDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: str | int | None | msgspec.UnsetType = msgspec.UNSET
     matched_stop: str | int | None | msgspec.UnsetType = msgspec.UNSET
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
@@ -310,3 +357,79 @@ class Campaign(_Closed, kw_only=True):
     spec: str | msgspec.UnsetType = msgspec.UNSET
     hits: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
     warning: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Live(_Closed, kw_only=True):
+    """The process answers."""
+
+    status: Literal["live"]
+
+
+class KvPages(_Closed, kw_only=True):
+    """A worker's pages: those of sequences, those that only hold prefixes, and the rest."""
+
+    used: int
+    cached: int
+    free: int
+
+
+class WorkerLoad(Worker, kw_only=True):
+    """A worker's state and load; `kv_usage` is the used part of its pages, from 0 to 1."""
+
+    running: int | msgspec.UnsetType = msgspec.UNSET
+    leased: int | msgspec.UnsetType = msgspec.UNSET
+    prefilling: int | msgspec.UnsetType = msgspec.UNSET
+    queued_prefill_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    kv_usage: float | msgspec.UnsetType = msgspec.UNSET
+    kv_pages: KvPages | msgspec.UnsetType = msgspec.UNSET
+
+
+class Load(_Closed, kw_only=True):
+    """How many requests run and wait."""
+
+    server_load: int
+    running: int
+    waiting: int
+    workers: dict[str, WorkerLoad]
+
+
+class CachesReset(_Closed, kw_only=True):
+    """Pages that were freed, in all and by worker; null where a worker did not answer."""
+
+    pages: int
+    workers: dict[str, int | None]
+
+
+class Profile(_Closed, kw_only=True):
+    """Where a profile goes."""
+
+    profile: Literal["started", "written"]
+    folder: str
+
+
+class Tokens(_Closed, kw_only=True):
+    """What a text or messages become."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Text(_Closed, kw_only=True):
+    """What tokens say."""
+
+    prompt: str
+
+
+class TokenizerInfo(_Closed, kw_only=True):
+    """The served tokenizer, for clients that have none of their own."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    tokenizer_class: str
+    chat_template: str | dict[str, str] | None
+    vocab_size: int
+    max_model_len: int

@@ -11,7 +11,6 @@ import msgspec
 from api.chat import ROLES
 from api.chat_prompt import REASONING_EFFORTS
 from api.responses.prepare import (
-    EFFORTS,
     ENCRYPTED,
     LOGPROBS,
     MAX_LABEL,
@@ -131,6 +130,10 @@ _CHAT = _SHARED | {
     "add_generation_prompt": Note("Whether the template begins the assistant's turn; true without it."),
     "continue_final_message": Note("Goes on in the last message, which is the assistant's."),
     "chat_template_kwargs": Note("The template's own variables."),
+    "parallel_tool_calls": Note("Whether several tools may be called at once; true without it."),
+    "functions": Note("The older name of `tools`: a list of their functions."),
+    "function_call": Note("The older name of `tool_choice`."),
+    "include_reasoning": Note("Whether to send what the model thought; true without it."),
     "echo": Note("Not served for chat: refused."),
 }
 
@@ -188,7 +191,7 @@ NOTES: dict[str, dict[str, Note]] = {
         "include_obfuscation": Note("Refused unless it is false."),
     },
     "Reasoning": {
-        "effort": Note("How much to think, for templates that know it.", _enum(*EFFORTS)),
+        "effort": Note("How much to think, for templates that know it.", _enum(*REASONING_EFFORTS)),
         "summary": Note("Shown again: summaries are not made.", _enum(*SUMMARIES)),
         "generate_summary": Note("The older name of `summary`.", _enum(*SUMMARIES)),
         "context": Note("Only `auto` is served.", _enum("auto")),
@@ -203,6 +206,7 @@ NOTES: dict[str, dict[str, Note]] = {
         "content": Note("The text, or its parts."),
         "name": Note("The speaker's name, for templates that show one."),
         "tool_calls": Note("Calls that the assistant made in this turn."),
+        "function_call": Note("The older form of `tool_calls`."),
         "tool_call_id": Note("The call that a turn of role `tool` answers."),
         "reasoning_content": Note("What the assistant thought, for templates that show it."),
         "reasoning": Note("Another name of `reasoning_content`."),
@@ -219,6 +223,19 @@ NOTES: dict[str, dict[str, Note]] = {
     "CalledFunction": {
         "name": Note("The function's name."),
         "arguments": Note("Its arguments, as JSON text or as an object."),
+    },
+    "TokenizeBody": {
+        "model": Note("A served name; the first one without it."),
+        "prompt": Note("A text; either this or `messages`."),
+        "messages": Note("A conversation; further fields are those of a chat."),
+        "add_special_tokens": Note(
+            "Whether the tokenizer adds its special tokens; true without it. For `prompt` only."
+        ),
+        "return_token_strs": Note("Sends the tokens as the vocabulary spells them, too."),
+    },
+    "DetokenizeBody": {
+        "tokens": Note("Token ids.", {"items": _TOKEN_ID}),
+        "model": Note("A served name; the first one without it."),
     },
     "DrainBody": {
         "timeout_s": Note("What still runs after so many seconds is moved to another worker."),

@@ -4,6 +4,7 @@ from typing import Any
 
 from api.admin import ChaosBody, DrainBody
 from api.openapi_answers import (
+    CachesReset,
     Campaign,
     ChatCompletion,
     ChatCompletionChunk,
@@ -12,9 +13,15 @@ from api.openapi_answers import (
     Deleted,
     Health,
     InputItems,
+    Live,
+    Load,
     Model,
     ModelList,
+    Profile,
     ResponseEvent,
+    Text,
+    TokenizerInfo,
+    Tokens,
     Version,
     Worker,
     Workers,
@@ -24,6 +31,7 @@ from api.responses.objects import ResponseObject
 from api.responses.routes import DEFAULT_PAGE, MAX_PAGE
 from api.responses.schema import ResponsesBody
 from api.schema import ChatBody, CompletionBody
+from api.tokenize import DetokenizeBody, TokenizeBody
 
 _MODEL_NAME = Parameter(name="name", place="path", meaning="A served name; it may contain slashes.")
 _WORKER_NAME = Parameter(name="name", place="path", meaning="A worker's name, such as decode.0.")
@@ -131,6 +139,21 @@ RESPONSES = (
     ),
 )
 
+_RESETS = ("/reset_prefix_cache", "/flush_cache")
+
+
+def _probe(path: str, summary: str, answer: type, statuses: tuple[int, ...] = (200,)) -> Operation:
+    """What watches a server asks."""
+    return Operation(path=path, method="get", id=path[1:], summary=summary, answer=answer, statuses=statuses, open=True)
+
+
+def _order(path: str, summary: str, answer: type, *errors: int) -> Operation:
+    """An order without parameters."""
+    return Operation(
+        path=path, method="post", id=path[1:], summary=summary, answer=answer, errors=(*BODY_ERRORS, *errors)
+    )
+
+
 SERVER = (
     Operation(path="/v1/models", method="get", id="models", summary="The names that are served.", answer=ModelList),
     Operation(
@@ -143,15 +166,53 @@ SERVER = (
         parameters=(_MODEL_NAME,),
     ),
     Operation(
-        path="/health",
+        path="/tokenize",
+        method="post",
+        id="tokenize",
+        summary="The tokens of a text, or of messages with all that a chat has beside them.",
+        body=TokenizeBody,
+        answer=Tokens,
+        errors=(*BODY_ERRORS, 404),
+    ),
+    Operation(
+        path="/detokenize",
+        method="post",
+        id="detokenize",
+        summary="The text of tokens.",
+        body=DetokenizeBody,
+        answer=Text,
+        errors=(*BODY_ERRORS, 404),
+    ),
+    Operation(
+        path="/tokenizer_info",
         method="get",
-        id="health",
-        summary="Whether requests are taken: 200 when ready or degraded, 503 otherwise.",
-        answer=Health,
-        statuses=(200, 503),
+        id="tokenizer_info",
+        summary="Special tokens, chat template and sizes.",
+        answer=TokenizerInfo,
+    ),
+    _probe("/health", "Whether the server is well: 200 when ready or degraded, 503 otherwise.", Health, (200, 503)),
+    _probe("/ready", "Whether requests are taken: 200 or 503.", Health, (200, 503)),
+    _probe("/live", "Whether the process answers.", Live),
+    Operation(
+        path="/metrics",
+        method="get",
+        id="metrics",
+        summary="Counters, gauges and histograms for Prometheus.",
+        media_type="text/plain",
         open=True,
     ),
+    Operation(path="/load", method="get", id="load", summary="What runs and waits, and where.", answer=Load),
     Operation(path="/version", method="get", id="version", summary="Versions.", answer=Version),
+    Operation(
+        path="/server_info",
+        method="get",
+        id="server_info",
+        summary="What the server was started with.",
+        answer=dict[str, Any],
+    ),
+    *(_order(path, "Forgets all cached prefixes.", CachesReset, 404, 503) for path in _RESETS),
+    _order("/start_profile", "Begins a profile of the device.", Profile),
+    _order("/stop_profile", "Ends and writes it.", Profile),
     Operation(path="/openapi.json", method="get", id="openapi", summary="This document.", answer=dict[str, Any]),
 )
 

@@ -1,7 +1,7 @@
-"""What a chat's answer is going to be made of: its parser, the tokens that the parser has to see, its grammar.
+"""What a chat's answer is going to be made of: its grammar, its parser, the tokens that the parser has to see.
 
-Joins what the client asked for (`ToolPlan`) with what the model's text has (`OutputForms`). The result is put into a
-job that is ready otherwise.
+Joins what the client asked for (`ToolPlan`) with what the model's text has (`OutputForms`). The grammar goes into the
+making of a job; the rest is put into one that is ready otherwise.
 """
 
 import uuid
@@ -15,35 +15,53 @@ from api.parsers.first_call import FirstCallParser
 from api.parsers.forms import PLAIN_FORM, ReasoningForm, ToolForm
 from api.parsers.parts import ContentParser, OutputParser
 from api.parsers.reasoning import ReasoningParser
+from api.schema import SamplingBody
+from api.structured import constrained_form
 from api.tools import ToolPlan
 from api.tools_grammar import needs_grammar, tools_grammar
 from api.validate import CallShape, Job
 from runtime.errors import RequestError
-from runtime.sampling_params import ConstraintSpec, SamplingParams
+from runtime.text_stream import TextOptions
+
+
+def demanded_grammar(plan: ToolPlan, body: SamplingBody, model: ServedModel) -> str | None:
+    """The grammar that the tools demand, None where they leave the answer to itself. Raises RequestError.
+
+    A forced call goes before every other form of answer. Where calls are free, an answer that has to be JSON is either
+    calls or that JSON; other forms leave no room for calls.
+    """
+    form = tool_form(plan, model)
+    if form is None:
+        return None
+    after = model.forms.reasoning is not None
+    other = constrained_form(body)
+    if plan.mode == "required" or other is None:
+        return tools_grammar(plan, form, model, after_reasoning=after) if needs_grammar(plan) else None
+    param, schema = other
+    if schema is None:
+        raise RequestError(
+            f'{param}: leaves no room for the calls of tools: allowed with tools: tool_choice "none", or a '
+            "response_format of type json_object or json_schema",
+            param=param,
+        )
+    return tools_grammar(plan, form, model, after_reasoning=after, answer=schema)
 
 
 def with_output(job: Job, plan: ToolPlan, prompt_text: str, model: ServedModel) -> Job:
-    """The job with everything that finding reasoning and calls, and forcing calls, needs. Raises RequestError."""
+    """The job with everything that finding reasoning and calls needs. Raises RequestError."""
     form, reasoning = tool_form(plan, model), model.forms.reasoning
-    inside = reasoning is not None and reasoning.begins_inside(prompt_text)
-    grammar = None
-    if form is not None and needs_grammar(plan):
-        grammar = tools_grammar(plan, form, model.tokenizer, after_reasoning=reasoning is not None)
     shown = _shown_ids(form, reasoning, model)
     requests = tuple(
-        msgspec.structs.replace(
-            request,
-            text=msgspec.structs.replace(
-                request.text, shown_ids=tuple(dict.fromkeys((*request.text.shown_ids, *shown)))
-            ),
-            params=_with_grammar(request.params, grammar, reasoning, inside, model),
-        )
-        for request in job.requests
+        msgspec.structs.replace(request, text=_with_shown(request.text, shown)) for request in job.requests
     )
     make_parser = partial(_make_parser, form, frozenset(tool.name for tool in plan.callable), plan.many)
     if reasoning is not None:
-        make_parser = partial(_make_reasoning_parser, make_parser, inside)
+        make_parser = partial(_make_reasoning_parser, make_parser, reasoning.begins_inside(prompt_text))
     return msgspec.structs.replace(job, requests=requests, make_parser=make_parser, call_shape=_call_shape(plan))
+
+
+def _with_shown(text: TextOptions, shown: tuple[int, ...]) -> TextOptions:
+    return msgspec.structs.replace(text, shown_ids=tuple(dict.fromkeys((*text.shown_ids, *shown))))
 
 
 def _call_shape(plan: ToolPlan) -> CallShape:
@@ -74,29 +92,6 @@ def _shown_ids(form: ToolForm | None, reasoning: ReasoningForm | None, model: Se
     markers = (*(form.markers if form else ()), *((reasoning.begin, reasoning.end) if reasoning else ()))
     tokens = [model.tokenizer.added_token(marker) for marker in markers]
     return tuple(token for token in tokens if token is not None and token in model.tokenizer.special_ids)
-
-
-def _with_grammar(
-    params: SamplingParams, grammar: str | None, reasoning: ReasoningForm | None, inside: bool, model: ServedModel
-) -> SamplingParams:
-    if grammar is None:
-        return params
-    spec = params.constraint or ConstraintSpec()
-    if spec.grammar is not None:
-        raise RequestError(
-            "tools: calls that are forced, strict or limited to one do not go together with another constraint on the "
-            "answer (response_format, structured_outputs)",
-            param="tools",
-        )
-    spec = msgspec.structs.replace(spec, grammar=grammar)
-    if reasoning is not None:
-        spec = msgspec.structs.replace(
-            spec,
-            think_start=tuple(model.tokenizer.encode(reasoning.begin)),
-            think_end=tuple(model.tokenizer.encode(reasoning.end)),
-            begins_thinking=inside,
-        )
-    return msgspec.structs.replace(params, constraint=spec)
 
 
 def _make_parser(form: ToolForm | None, names: frozenset[str], many: bool) -> OutputParser:

@@ -26,6 +26,17 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """`structured_outputs`: exactly one key says what the answer looks like."""
+
+    json: str | bool | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+
+
 class SamplingBody(msgspec.Struct, kw_only=True):
     """Fields that both endpoints share."""
 
@@ -59,8 +70,14 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     priority: int | None = None
     timeout_s: float | None = None
-    structured_outputs: Any = None
-    bad_words: Any = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | bool | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    bad_words: list[str] | None = None
+    thinking_token_budget: int | None = None
     use_beam_search: Any = None
     logits_processors: Any = None
     prompt_embeds: Any = None
@@ -110,7 +127,6 @@ class ChatBody(SamplingBody, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -137,7 +153,7 @@ class CompletionBody(SamplingBody, kw_only=True):
 
 
 UNSUPPORTED = (
-    "structured_outputs", "bad_words", "use_beam_search", "logits_processors", "prompt_embeds", "suffix",
+    "use_beam_search", "logits_processors", "prompt_embeds", "suffix",
     "chat_template", "documents", "audio", "web_search_options",
 )  # fmt: skip
 

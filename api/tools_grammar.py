@@ -7,13 +7,14 @@ of its own, the grammar names the token, for it has no other spelling.
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import llguidance
 import msgspec
 
+from api.grammar_text import Schema, grammar_of_lark, grammar_of_schema, json_in_lark
+from api.model import ServedModel
 from api.parsers import deepseek, hermes, mistral
 from api.parsers.forms import ToolForm
+from api.schema_fault import find_fault
 from api.tools import Tool, ToolPlan
 from runtime.errors import RequestError
 from runtime.tokens import Tokenizer
@@ -21,7 +22,6 @@ from runtime.tokens import Tokenizer
 MAX_CALLS = 16
 """Most calls of a forced answer: a model that is made to call does not always find an end by itself."""
 
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _TEXT = r"/(.|\n)*/"
 _GAP = r"/\n{0,2}/"
 _NO_OBJECT = r"/[^{\s](.|\n)*/"
@@ -103,27 +103,42 @@ def needs_grammar(plan: ToolPlan) -> bool:
     return plan.mode == "required"
 
 
-def tools_grammar(plan: ToolPlan, form: ToolForm, tokenizer: Tokenizer, *, after_reasoning: bool = False) -> str:
-    """The grammar of what the plan allows; with `after_reasoning` a line or two may be blank before forced calls.
+def tools_grammar(
+    plan: ToolPlan, form: ToolForm, model: ServedModel, *, after_reasoning: bool = False, answer: Schema | None = None
+) -> str:
+    """The grammar of what the plan allows; with `after_reasoning` a line or two may be blank before calls.
 
-    Raises RequestError that names the tool whose schema cannot be compiled.
+    With `answer`, the schema of an answer without calls, a free answer is either calls or JSON of that schema. Raises
+    RequestError that names the tool whose schema cannot be compiled.
     """
-    layout = _LAYOUTS[form.name](tokenizer)
-    grammar = _Grammar(layout, tokenizer, form.markers, after_reasoning=after_reasoning)
-    forced = plan.mode == "required"
-    text = grammar.forced(plan.callable, plan.many) if forced else grammar.free(plan.callable, plan.many)
-    if llguidance.LLMatcher.validate_grammar(text):
-        for tool in plan.callable:
-            _check_schema(tool)
-        raise RequestError("tools: their schemas together are too large for a grammar", param="tools")
-    return text
+    layout = _LAYOUTS[form.name](model.tokenizer)
+    writer = _Grammar(layout, model.tokenizer, form.markers, after_reasoning=after_reasoning)
+    if plan.mode == "required":
+        lark = writer.forced(plan.callable, plan.many)
+    elif answer is not None:
+        lark = writer.either(plan.callable, plan.many, answer)
+    else:
+        lark = writer.free(plan.callable, plan.many)
+    grammar = grammar_of_lark(lark)
+    reason = model.check_grammar(grammar)
+    if reason is None:
+        return grammar
+    for tool in plan.callable:
+        _check_schema(tool, model)
+    raise RequestError(f"tools: cannot be compiled: {reason}", param="tools", code="invalid_grammar")
 
 
-def _check_schema(tool: Tool) -> None:
-    problem = llguidance.LLMatcher.validate_grammar(f"start: {_json(tool.schema)}")
-    if problem:
-        param = f"{tool.param}.function.parameters"
-        raise RequestError(f"{param}: cannot be compiled: {' '.join(problem.split())[:300]}", param=param)
+def _check_schema(tool: Tool, model: ServedModel) -> None:
+    param = f"{tool.param}.function.parameters"
+
+    def fault(schema: Schema) -> str | None:
+        return model.check_grammar(grammar_of_schema(schema, param))
+
+    reason = fault(tool.schema)
+    if reason is not None:
+        path = find_fault(tool.schema, reason, fault)
+        place = f"{param}.{path}" if path else param
+        raise RequestError(f"{place}: cannot be compiled: {reason}", param=param, code="invalid_grammar")
 
 
 class _Grammar:
@@ -138,6 +153,13 @@ class _Grammar:
         """Calls alone."""
         start = [*self._gap, *self._terms(self._layout.opening), *self._calls(many), *self._terms(self._layout.closing)]
         return "\n".join([f"start: {' '.join(start)}", *self._call_rules(tools, skip=0)])
+
+    def either(self, tools: Sequence[Tool], many: bool, answer: Schema) -> str:
+        """Calls alone, or one JSON text."""
+        opening, closing = self._terms(self._layout.opening), self._terms(self._layout.closing)
+        calls = " ".join([*self._gap, *opening, *self._calls(many), *closing])
+        rules = [f"start: {calls} | {' '.join([*self._gap, 'answer'])}", f"answer: {json_in_lark(answer)}"]
+        return "\n".join([*rules, *self._call_rules(tools, skip=0)])
 
     def free(self, tools: Sequence[Tool], many: bool) -> str:
         """Text with calls in it."""
@@ -166,7 +188,8 @@ class _Grammar:
             before = self._terms(self._layout.before(tool.name)[skip:])
             after = self._terms(self._layout.after)
             rules.append(f"call_{index}: {' '.join([*before, f'arguments_{index}', *after])}")
-            rules.append(f"arguments_{index}: {_json(tool.schema)}")
+            schema = json_in_lark(tool.schema, f"{tool.param}.function.parameters")
+            rules.append(f"arguments_{index}: {schema}")
         return rules
 
     def _terms(self, pieces: Sequence[str]) -> list[str]:
@@ -178,8 +201,3 @@ class _Grammar:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _json(schema: dict[str, Any]) -> str:
-    """The schema's values in the style that templates show calls in; another spelling of white space has no use."""
-    return "%json " + json.dumps({**schema, "x-guidance": _STYLE})

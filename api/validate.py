@@ -18,6 +18,7 @@ from api.model import ApiSettings, ServedModel
 from api.parsers.parts import ContentParser, OutputParser
 from api.sampling import resolve_sampling
 from api.schema import UNSUPPORTED, SamplingBody
+from api.structured import constraint_behind, resolve_constraint
 from api.text_options import resolve_text
 from api.truncation import cut_tokens, num_added
 from runtime.errors import RequestError
@@ -120,8 +121,12 @@ def make_job(
     settings: ApiSettings,
     *,
     echo: bool = False,
+    grammar: str | None = None,
 ) -> Job:
-    """Checks everything that the endpoints share; `prefix` begins the answer's id."""
+    """Checks everything that the endpoints share; `prefix` begins the answer's id.
+
+    `grammar` is a form of answer that the endpoint demands itself, as for a forced tool call.
+    """
     _refuse_unsupported(body)
     name = check_model(body.model, model)
     num_choices = _choices(body, len(prompts), model)
@@ -132,13 +137,17 @@ def make_job(
     timeout_s = _timeout_s(body.timeout_s)
     scored = _prompt_logprobs(body.prompt_logprobs)
     in_engine = max((count for count in (scored, logprobs if echo else None) if count is not None), default=None)
+    constraint = resolve_constraint(body, model, demanded=grammar)
     job_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
         GenerateRequest(
             request=job_id if len(prompts) == 1 else f"{job_id}-{index}",
             prompt=tuple(prompt.tokens),
-            params=resolve_sampling(
-                body, _token_budget(prompt, max_tokens, model), logprobs, model, prompt_logprobs=in_engine
+            params=msgspec.structs.replace(
+                resolve_sampling(
+                    body, _token_budget(prompt, max_tokens, model), logprobs, model, prompt_logprobs=in_engine
+                ),
+                constraint=constraint_behind(prompt.tokens, constraint, body, model),
             ),
             num_choices=num_choices,
             text=text,

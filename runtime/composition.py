@@ -35,6 +35,7 @@ from runtime.chaos.mover import ChaosMover, Corrupt
 from runtime.chaos.spec import SpecError
 from runtime.cli.console import Report
 from runtime.cli.flag_table import SETTINGS_FLAGS
+from runtime.constraints import HostConstraints
 from runtime.devices import check_fits, choose_platform, find_devices
 from runtime.emulated.draws import Draws, drawable_ids
 from runtime.emulated.engine import EmulatedEngine
@@ -48,6 +49,7 @@ from runtime.plan import Plan
 from runtime.profiler import JaxProfiler
 from runtime.settings import Settings
 from runtime.text_stream import TextStream
+from runtime.think_markers import think_markers
 from runtime.tokens import Tokenizer
 from runtime.topology import Topology, default_topology
 
@@ -176,10 +178,13 @@ async def service(loaded: Loaded) -> AsyncIterator[Service]:
         telemetry=metrics,
     )
     make_text = partial(TextStream, loaded.tokenizer)
-    async with running_system(loaded.engines, loaded.topology, loaded.mover, make_text, options) as system:
+    constraints = HostConstraints(loaded.tokenizer, loaded.plan.config.vocab_size)
+    async with running_system(
+        loaded.engines, loaded.topology, loaded.mover, make_text, options, constraints=constraints
+    ) as system:
         gate = _Gate(system)
         app = create_app(
-            _served_model(loaded),
+            _served_model(loaded, constraints),
             system.client,
             gate.readiness,
             _api_settings(settings),
@@ -285,8 +290,9 @@ def _tokenizer(plan: Plan, report: Report) -> Tokenizer:
     return Tokenizer.load(plan.folder, trust_remote_code=trusted)
 
 
-def _served_model(loaded: Loaded) -> ServedModel:
+def _served_model(loaded: Loaded, constraints: HostConstraints) -> ServedModel:
     plan = loaded.plan
+    think_start, think_end = think_markers(loaded.tokenizer)
     specs = [engine.spec for engine in loaded.engines.values()]
     return ServedModel(
         names=(plan.name,),
@@ -299,6 +305,9 @@ def _served_model(loaded: Loaded) -> ServedModel:
         eos_token_ids=plan.config.eos_token_ids,
         created=int(time.time()),
         defaults=plan.generation,
+        check_grammar=constraints.check_grammar,
+        think_start=think_start,
+        think_end=think_end,
         draw_seed=seed_source(plan.settings.random_seed),
         engine=plan.engine,
         forms=choose_forms(plan.settings.tool_call_parser, plan.settings.reasoning_parser, loaded.tokenizer),

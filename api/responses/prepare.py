@@ -30,6 +30,7 @@ LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
 EFFORTS = REASONING_EFFORTS
 SUMMARIES = ("auto", "concise", "detailed")
+FORMATS = ("text", "json_object", "json_schema")
 VERBOSITIES = ("low", "medium", "high")
 TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 MAX_METADATA = 16
@@ -177,19 +178,19 @@ def _chat_body(body: ResponsesBody, messages: list[Any]) -> ChatBody:
     """The same request as a chat: what both have under one name goes over as it is."""
     shared = {name: getattr(body, name) for name in SamplingBody.__struct_fields__}
     logprobs = LOGPROBS in (body.include or []) or bool(body.top_logprobs)
-    return ChatBody(
-        **shared,
-        messages=messages,
-        max_completion_tokens=body.max_output_tokens,
-        logprobs=logprobs,
-        top_logprobs=whole_in_range("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS, 0) if logprobs else None,
-        tools=chat_tools(body.tools, body.tool_choice),
-        tool_choice=chat_tool_choice(body.tool_choice),
-        parallel_tool_calls=body.parallel_tool_calls,
-        response_format=_response_format(body),
-        reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
-        chat_template_kwargs=body.chat_template_kwargs,
-    )
+    own = {
+        "messages": messages,
+        "max_completion_tokens": body.max_output_tokens,
+        "logprobs": logprobs,
+        "top_logprobs": whole_in_range("top_logprobs", body.top_logprobs, 0, MAX_LOGPROBS, 0) if logprobs else None,
+        "tools": chat_tools(body.tools, body.tool_choice),
+        "tool_choice": chat_tool_choice(body.tool_choice),
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "response_format": _response_format(body),
+        "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
+        "chat_template_kwargs": body.chat_template_kwargs,
+    }
+    return ChatBody(**(shared | own))
 
 
 def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
@@ -205,10 +206,18 @@ def _format(body: ResponsesBody) -> dict[str, Any] | None:
     given = body.text.format if body.text is not None else None
     if given is None:
         return None
-    if not isinstance(given.get("type"), str):
+    if given.get("type") not in FORMATS:
         raise RequestError(
-            f"text.format.type: must be a string, got {shown(given.get('type'))}", param="text.format.type"
+            f"text.format.type: must be one of {', '.join(FORMATS)}, got {shown(given.get('type'))}",
+            param="text.format.type",
         )
+    if given["type"] == "json_schema":
+        for key, kind in (("name", str), ("schema", dict)):
+            if not isinstance(given.get(key), kind):
+                words = "a string" if kind is str else "an object"
+                raise RequestError(
+                    f"text.format.{key}: must be {words}, got {shown(given.get(key))}", param=f"text.format.{key}"
+                )
     return {key: given[key] for key in _FORMAT_KEYS if given.get(key) is not None}
 
 

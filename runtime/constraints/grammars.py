@@ -1,8 +1,7 @@
 """Compiled grammars over the model's vocabulary, made by llguidance and kept for the next who asks for the same text.
 
 The choices of a request, its retries and the worker that takes over after a failure all compile the same text; a copy
-of a compiled grammar costs microseconds. llguidance is given one more token than the model has, an end that no
-tokenizer knows: where its mask allows that one, the grammar may end.
+of a compiled grammar costs microseconds. Where a mask allows the end's id, the grammar may end (see `vocabulary`).
 """
 
 import threading
@@ -14,6 +13,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, Token
 from numpy.typing import NDArray
 
 from runtime.constraints.bits import num_words
+from runtime.constraints.vocabulary import Vocabulary
 from runtime.errors import ConstraintError
 from runtime.tokens import Tokenizer
 
@@ -30,22 +30,6 @@ _LIMITS: dict[str, Any] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-_END = b"\xff<end>"
-
-
-class _Vocabulary:
-    """The tokenizer as llguidance reads it: the bytes of every id below the model's vocabulary size."""
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self.eos_token_id = vocab_size
-        self.tokens = [tokenizer.piece(token) for token in range(vocab_size)] + [_END]
-        self.special_token_ids = [*(token for token in tokenizer.special_ids if token < vocab_size), vocab_size]
-
-    def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
 
 
 class Grammars:
@@ -60,6 +44,11 @@ class Grammars:
         self._vocabulary: LLTokenizer | None = None
         self._executor: LLExecutor | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    @property
+    def num_compiled(self) -> int:
+        """How many compiled grammars are kept."""
+        return len(self._compiled)
 
     def begin(self, grammar: str) -> LLMatcher:
         """A matcher at the grammar's beginning, the caller's own. Raises ConstraintError for one that is refused."""
@@ -107,9 +96,15 @@ class Grammars:
         with self._lock:
             if self._vocabulary is None:
                 size = self.vocab_size
-                wrapped = TokenizerWrapper(_Vocabulary(self._tokenizer, size))
+                wrapped = TokenizerWrapper(Vocabulary(self._tokenizer, size))
                 self._vocabulary = LLTokenizer(wrapped, n_vocab=size + 1, eos_token=[size])
             return self._vocabulary
+
+
+def check_grammar(grammar: str) -> str | None:
+    """As `Grammars.check`, without a vocabulary: special tokens and masks are not looked at."""
+    matcher_fault = LLMatcher.validate_grammar(grammar, None, limits=LLParserLimits(**_LIMITS))
+    return str(matcher_fault).strip()[:_MAX_REASON_CHARS] or None
 
 
 def raise_failure(matcher: LLMatcher) -> None:

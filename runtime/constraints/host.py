@@ -21,6 +21,11 @@ class HostConstraints:
         """Why a grammar cannot be used, or None. It is kept compiled for the choices that follow."""
         return self._grammars.check(grammar)
 
+    @property
+    def num_compiled(self) -> int:
+        """How many compiled grammars are kept."""
+        return self._grammars.num_compiled
+
     def begin(self, params: SamplingParams, output: Sequence[int]) -> ChoiceConstraint:
         """As `Constraints.begin`."""
         choice = ChoiceConstraint(params, self._grammars, self._existing)

@@ -30,8 +30,8 @@ def _document() -> dict[str, Any]:
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
-    """Paths without parameters first: they go before those that would match them as well."""
-    paths = sorted(_document()["paths"].items(), key=lambda item: "{" in item[0])
+    """Paths without parameters first, then the longer ones: they go before those that would match them as well."""
+    paths = sorted(_document()["paths"].items(), key=lambda item: ("{" in item[0], -len(item[0])))
     return [(re.compile(re.sub(r"{\w+}", "(.+)", re.escape(path).replace(r"\{", "{").replace(r"\}", "}"))), item)
             for path, item in paths]  # fmt: skip
 
@@ -62,9 +62,10 @@ def operation_at(method: str, path: str) -> dict[str, Any] | None:
 
 
 def against_document(scope: Scope, status: int, content_type: bytes, is_whole: bool, body: bytes) -> Iterator[str]:
-    """A response of any route that the document knows."""
+    """A response of any route that the document knows, unless nothing was sent or the operator's routes are absent."""
     operation = operation_at(scope["method"], scope["path"])
-    if operation is None:
+    is_absent = status == 404 and scope["path"].startswith("/admin")
+    if operation is None or status == 0 or is_absent:
         return
     response = operation["responses"].get(str(status))
     if response is None:

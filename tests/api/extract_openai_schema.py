@@ -45,6 +45,8 @@ AMENDMENTS: dict[tuple[str | int, ...], str] = {
     ("CreateCompletionResponse", "properties", "usage"): "null in every chunk of a stream that ends in the usage",
     (*_COMPLETION_LOGPROBS, "token_logprobs", "items"): "null for the first token of an echoed prompt",
     (*_COMPLETION_LOGPROBS, "top_logprobs", "items"): "null for the first token of an echoed prompt",
+    ("ModelResponseProperties", "properties", "user"): "null where none was given, as in the description's examples",
+    ("Response", "allOf", 2, "properties", "usage"): "null until the end, as in the description's examples",
 }
 """Where null is allowed although the description does not say so, and when it is sent."""
 

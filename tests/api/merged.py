@@ -2,6 +2,7 @@
 
 from typing import Any
 
+TEXTS = {"content", "reasoning_content", "reasoning"}
 LISTS = ("token_ids",)
 ONCE = ("prompt_logprobs", "prompt_token_ids", "finish_reason", "stop_reason", "matched_stop")
 
@@ -26,9 +27,10 @@ def _add(choice: dict[str, Any], chunk: dict[str, Any]) -> None:
     assert choice.get("finish_reason") is None, "a chunk behind the last one"
     if "delta" in chunk:
         message = choice.setdefault("message", {"role": None, "content": "", "refusal": None})
-        assert set(chunk["delta"]) <= {"role", "content"}
+        assert set(chunk["delta"]) <= {"role", *TEXTS}
         message["role"] = chunk["delta"].get("role", message["role"])
-        message["content"] += chunk["delta"].get("content", "")
+        for name in TEXTS & chunk["delta"].keys():
+            message[name] = message.get(name, "") + chunk["delta"][name]
     else:
         choice["text"] = choice.get("text", "") + chunk["text"]
     if chunk["logprobs"] is not None:

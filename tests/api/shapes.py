@@ -40,8 +40,18 @@ def validator(name: str) -> Draft202012Validator:
     return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": SCHEMA["components"]})
 
 
+@cache
+def _event_names() -> dict[str, str]:
+    """The schema of a response's event by its type, so that what is wrong with it has a name."""
+    schemas = SCHEMA["components"]["schemas"]
+    names = [one["$ref"].rpartition("/")[2] for one in schemas["ResponseStreamEvent"]["anyOf"]]
+    return {schemas[name]["properties"]["type"]["enum"][0]: name for name in names}
+
+
 def problems(name: str, value: Any) -> Iterator[str]:
     """What keeps a value from being of OpenAI's schema."""
+    if name == "ResponseStreamEvent":
+        name = _event_names().get(value.get("type"), name)
     for error in validator(name).iter_errors(value):
         yield f"{name}{error.json_path[1:]}: {error.message}"
 
@@ -69,11 +79,16 @@ def against_openai(scope: Scope, status: int, content_type: bytes, is_whole: boo
         for value in data_of(body) if name else ():
             assert name is not None
             yield from problems(ERROR if "error" in value and "type" not in value else name, value)
-    elif content_type == b"application/json" and is_whole:
+    elif content_type == b"application/json" and is_whole and not _is_of_ours(scope):
         name = ERROR if status >= 400 and path not in ("/health", "/ready") else schema_of(WHOLE, path)
         if name == "Response" and (path.endswith("/input_items") or scope.get("method") == "DELETE"):
             name = None  # a list of items, and the news of a deletion
         yield from problems(name, json.loads(body)) if name else ()
+
+
+def _is_of_ours(scope: Scope) -> bool:
+    """Answers that are no response object, below the path of one."""
+    return bool(scope.get("method") == "DELETE" or scope["path"].endswith("/input_items"))
 
 
 class Watcher:

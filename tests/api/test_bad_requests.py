@@ -80,8 +80,8 @@ async def test_bodies_that_are_no_json_object(http: httpx.AsyncClient, url: str,
         ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", ["301"]),
         ({"stream_options": {"include_usage": True}}, "stream_options", ["stream"]),
         ({"stream": "yes"}, "stream", ["boolean"]),
-        ({"bad_words": ["x"]}, "bad_words", ["not supported"]),
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs", ["not supported"]),
+        ({"bad_words": [" "]}, "bad_words", ["white space"]),
+        ({"structured_outputs": {"regex": "a("}}, "structured_outputs.regex", ["unclosed group"]),
     ],
 )
 @pytest.mark.parametrize("url", [CHAT, COMPLETIONS])

@@ -93,6 +93,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"text": {"verbosity": "loud"}}, "text.verbosity"),
     ({"text": {"format": {"type": "xml"}}}, "text.format"),
     ({"text": {"format": {}}}, "text.format.type"),
+    ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+    ({"text": {"format": {"type": "json_schema", "name": "a", "schema": True}}}, "text.format.schema"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [TOOL, {"type": "mcp", "server_label": "a"}]}, "tools[1].type"),
     ({"tools": [{"type": "function", "parameters": {}}]}, "tools[0]"),

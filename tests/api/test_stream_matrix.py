@@ -94,7 +94,7 @@ ALL_PROMPTS = st.one_of(
 COMPLETION = SHARED | {"prompt": ALL_PROMPTS, "echo": st.booleans(), "logprobs": LOGPROBS}
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(body=st.fixed_dictionaries(COMPLETION), usage=USAGE, nothing=st.booleans())
 def test_completions(body: dict[str, Any], usage: dict[str, bool] | None, nothing: bool) -> None:
     if body["echo"] and nothing:
@@ -111,7 +111,7 @@ def test_completions(body: dict[str, Any], usage: dict[str, bool] | None, nothin
 CHATS = SHARED | {"logprobs": st.none() | st.booleans()}
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(body=st.fixed_dictionaries(CHATS), top=LOGPROBS, usage=USAGE)
 def test_chats(body: dict[str, Any], top: int | None, usage: dict[str, bool] | None) -> None:
     if body["logprobs"]:

@@ -36,7 +36,8 @@ REQUIRED = {"type": "function", "function": {"name": "weather"}}
 @pytest.fixture
 def model(model: ServedModel) -> ServedModel:
     forms = OutputForms(tools=TOOL_FORMS["hermes"], reasoning=REASONING_FORMS["think"])
-    return msgspec.structs.replace(model, forms=forms, max_context_tokens=1000)
+    start, end = (tuple(model.tokenizer.encode(tag)) for tag in ("<think>", "</think>"))
+    return msgspec.structs.replace(model, forms=forms, max_context_tokens=1000, think_start=start, think_end=end)
 
 
 def app_with(model: ServedModel, client: FakeClient, server: Server, tools: str | None) -> httpx.AsyncClient:
@@ -226,6 +227,22 @@ async def test_free_calls_are_constrained_only_on_demand(http: httpx.AsyncClient
     ):
         await whole(http, **fields)
         assert (client.requests[-1].params.constraint is not None) == constrained, fields
+
+
+async def test_tools_and_a_form_of_the_answer(http: httpx.AsyncClient, client: FakeClient) -> None:
+    answer = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}
+    await whole(http, tools=TOOLS, response_format=answer)
+    spec = client.requests[-1].params.constraint
+    assert spec is not None
+    assert "weather" in str(spec.grammar)
+    assert "integer" in str(spec.grammar)
+    await whole(http, tools=TOOLS, response_format=answer, tool_choice="none")
+    spec = client.requests[-1].params.constraint
+    assert spec is not None
+    assert "weather" not in str(spec.grammar)
+    param, message = await refusal(http, tools=TOOLS, structured_outputs={"regex": "a+"})
+    assert param == "structured_outputs.regex"
+    assert "tools" in message
 
 
 async def test_one_call_at_most(http: httpx.AsyncClient, client: FakeClient) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from api.model import ServedModel
 from api.parsers.forms import TOOL_FORMS
 from api.tools import plan_tools
 from api.tools_grammar import tools_grammar
@@ -57,6 +58,15 @@ def grammars(form: str, template: str = "") -> Grammars:
     return Grammars(model, model.vocab_size, num_threads=1)
 
 
+@cache
+def served(form: str, template: str = "") -> ServedModel:
+    model = tokenizer(form, template)
+    return ServedModel(
+        names=("tiny",), tokenizer=model, max_context_tokens=256, max_request_tokens=256, vocab_size=model.vocab_size,
+        eos_token_ids=(), created=0, check_grammar=grammars(form, template).check,
+    )  # fmt: skip
+
+
 def tools(schemas: list[dict[str, Any]]) -> list[dict[str, Any]]:
     closed = [{"type": "object", "additionalProperties": False} | schema for schema in schemas]
     return [
@@ -93,7 +103,7 @@ LAYOUTS = [
 def test_a_forced_answer_is_calls_that_fit_their_schemas(form: str, template: str, many: bool) -> None:
     model, offered, draw = tokenizer(form, template), tools(SCHEMAS), random.Random(7)
     plan = plan_tools(offered, "required", None, None, many)
-    grammar = tools_grammar(plan, TOOL_FORMS[form], model)
+    grammar = tools_grammar(plan, TOOL_FORMS[form], served(form, template))
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in offered}
     counts = set()
     for _ in range(12):
@@ -112,7 +122,7 @@ def test_a_forced_answer_is_calls_that_fit_their_schemas(form: str, template: st
 def test_a_named_call_fits_its_schema(index: int) -> None:
     model, offered, draw = tokenizer("hermes"), tools(SCHEMAS), random.Random(index)
     choice = {"type": "function", "function": {"name": f"f-{index}"}}
-    grammar = tools_grammar(plan_tools(offered, choice, None, None, None), TOOL_FORMS["hermes"], model)
+    grammar = tools_grammar(plan_tools(offered, choice, None, None, None), TOOL_FORMS["hermes"], served("hermes"))
     for _ in range(3):
         parser = TOOL_FORMS["hermes"].make_parser(ids(), ())
         ((name, arguments),) = found(parser.push(drawn(grammars("hermes"), model, grammar, draw)))
@@ -146,10 +156,21 @@ def test_a_free_answer_is_text_or_strict_calls(form: str, template: str) -> None
     lead = "" if form == "llama3" else "I look. "
     for many in (False, True):
         plan = plan_tools(offered, "auto", None, None, many)
-        grammar = tools_grammar(plan, TOOL_FORMS[form], tokenizer(form, template))
+        grammar = tools_grammar(plan, TOOL_FORMS[form], served(form, template))
         assert accepts(form, template, grammar, "Any text, {} and\nlines.")
         assert accepts(form, template, grammar, lead + call)
         assert not accepts(form, template, grammar, lead + call.replace("1", '"1"'))
         assert not accepts(form, template, grammar, lead + call.replace("f-0", "g"))
         after = "; " + call if form == "llama3" else "\n" + call
         assert accepts(form, template, grammar, call + after) == many
+
+
+def test_where_the_answer_has_to_be_json_it_is_that_or_calls() -> None:
+    offered = tools([{"properties": {"a": {"type": "integer"}}, "required": ["a"]}])
+    answer = {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]}
+    plan = plan_tools(offered, None, None, None, None)
+    grammar = tools_grammar(plan, TOOL_FORMS["hermes"], served("hermes"), after_reasoning=True, answer=answer)
+    assert accepts("hermes", "", grammar, '{"b": true}')
+    assert accepts("hermes", "", grammar, "\n\n" + CALL["hermes", ""])
+    assert not accepts("hermes", "", grammar, "I look.")
+    assert not accepts("hermes", "", grammar, '{"b": 1}')

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import anyio
 import msgspec
+from llguidance import LLMatcher
 
 from actors.client import GenerateRequest
 from actors.messages import Completed, Delta, FinishReason
@@ -18,11 +19,12 @@ from runtime.chaos.campaign import Campaign, Chaos
 from runtime.chaos.corrupt import corrupt
 from runtime.chaos.engine import ChaosEngine
 from runtime.chaos.mover import ChaosMover
+from runtime.constraints.host import HostConstraints
 from runtime.demo import MODEL_DIR
 from runtime.engine import Engine
 from runtime.jax_engine import JaxEngine
 from runtime.kv_mover import DevicePutMover
-from runtime.sampling_params import SamplingParams
+from runtime.sampling_params import ConstraintSpec, SamplingParams
 from runtime.text_stream import TextOptions, TextStream
 from runtime.tokens import Tokenizer
 from runtime.topology import parse_topology
@@ -60,9 +62,10 @@ class Stream(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """What a client got of one request, by choice, and its usage."""
+    """What a client got of one request, by choice, and its usage; `scores` are the logprobs of its prompt."""
 
     streams: list[Stream]
+    scores: list[float | None] = msgspec.field(default_factory=list)
     completion_tokens: int = 0
     cached_tokens: int = 0
 
@@ -77,7 +80,11 @@ def make_engines() -> dict[str, JaxEngine]:
 
 
 def make_requests(tokenizer: Tokenizer, seed: int) -> list[GenerateRequest]:
-    """Questions to the demo model: greedy and seeded, with logprobs, stop strings and two choices, short and long."""
+    """Questions to the demo model: greedy and seeded, with logprobs, stop strings and two choices, short and long.
+
+    Some answers follow a grammar, and some prompts get logprobs.
+    """
+    digits = LLMatcher.grammar_from_regex("(yes|no)( [0-9]{1,3}){4,9}")
     rng = random.Random(f"chaos requests {seed}")
     requests = list[GenerateRequest]()
     for index in range(NUM_STREAMS):
@@ -91,6 +98,8 @@ def make_requests(tokenizer: Tokenizer, seed: int) -> list[GenerateRequest]:
             temperature=0.0 if index % 2 else 0.8,
             top_p=1.0 if index % 2 else 0.95,
             logprobs=(None, 0, 3)[index % 3],
+            prompt_logprobs=1 if index % 7 == 3 else None,
+            constraint=ConstraintSpec(grammar=digits) if index % 6 in (0, 3) else None,
         )
         request = GenerateRequest(
             request=f"r{index}",
@@ -109,6 +118,8 @@ class Server:
     def __init__(self) -> None:
         self.engines = make_engines()
         self.tokenizer = Tokenizer.load(MODEL_DIR)
+        vocab_size = next(iter(self.engines.values())).spec.vocab_size
+        self._constraints = HostConstraints(self.tokenizer, vocab_size)
         self._mover = DevicePutMover({name: engine.placement.chunk for name, engine in self.engines.items()})
 
     def run(
@@ -126,7 +137,7 @@ class Server:
         }
         mover = ChaosMover(self._mover, chaos, corrupt)
         answers: dict[str, Answer] = {}
-        async with running_system(engines, TOPOLOGY, mover, self._text, OPTIONS) as system:
+        async with running_system(engines, TOPOLOGY, mover, self._text, OPTIONS, self._constraints) as system:
             campaign = chaos.begin(spec) if spec is not None else None
 
             async def ask(request: GenerateRequest) -> None:
@@ -151,6 +162,7 @@ async def _ask(system: System, request: GenerateRequest) -> Answer:
                 assert isinstance(event, Completed), event
                 answer.completion_tokens, answer.cached_tokens = event.completion_tokens, event.cached_tokens
                 break
+            answer.scores = answer.scores or [record.logprob for record in event.prompt_logprobs]
             stream = answer.streams[event.choice]
             stream.tokens += [record.token for record in event.tokens]
             stream.logprobs += [record.logprob for record in event.tokens]

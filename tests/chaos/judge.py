@@ -24,6 +24,7 @@ def judge(
     close_calls = list[str]()
     for request in requests:
         before, after = expected[request.request], actual[request.request]
+        _judge_scores(request, before.scores, after.scores)
         calls = [
             _judge_choice(reference, request, choice, *pair)
             for choice, pair in enumerate(zip(before.streams, after.streams, strict=True))
@@ -32,6 +33,15 @@ def judge(
         if not any(calls):
             assert after.completion_tokens == before.completion_tokens, request.request
     return close_calls
+
+
+def _judge_scores(request: GenerateRequest, expected: list[float | None], actual: list[float | None]) -> None:
+    wanted = 0 if request.params.prompt_logprobs is None else len(request.prompt) - 1
+    assert len(expected) == len(actual) == wanted, request.request
+    for index, (x, y) in enumerate(zip(expected, actual, strict=True)):
+        assert x is not None
+        assert y is not None
+        assert abs(x - y) <= MAX_LOGPROB_GAP, f"{request.request} prompt at {index}: logprob {x} or {y}"
 
 
 def _judge_choice(
