@@ -28,7 +28,7 @@ class Turn(msgspec.Struct, kw_only=True):
     step: Step | None
     slots: tuple[Slot, ...]
     begun: list[Sequence]
-    deferred: tuple[Sequence, ...]
+    deferred: tuple[Sequence, ...] = ()
     gathers: list[tuple[PlannedChunk, tuple[int, ...]]]
     copies: list[tuple[int, tuple[int, ...]]]
 

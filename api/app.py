@@ -82,9 +82,15 @@ def _middleware(settings: ApiSettings, operations: Operations) -> list[Middlewar
     """From the outside inwards. A browser asks without a key whether it may send one: that comes before the keys."""
     layers = [Middleware(Edge, metrics=operations.metrics, tracing=operations.tracing)]
     if settings.cors_origins:
-        allowed = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"], "max_age": 600}
-        shown = ["x-request-id", "retry-after"]
-        layers.append(Middleware(CORSMiddleware, allow_origins=settings.cors_origins, expose_headers=shown, **allowed))
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=("GET", "POST", "DELETE"),
+                allow_headers=("*",),
+                expose_headers=("x-request-id", "retry-after"),
+            )
+        )
     return [*layers, Middleware(Keys, api_keys=settings.api_keys)]
 
 

@@ -46,8 +46,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(dict(scope["headers"]).get(b"x-request-id", b""))
-        record = RequestRecord(request_id=request_id.decode(), began_at=time.monotonic(), wall_ns=time.time_ns())
+        record = RequestRecord(request_id=request_id(scope), began_at=time.monotonic(), wall_ns=time.time_ns())
         path, prefix = scope["path"], scope.get("root_path", "")
         token = current_record.set(record)
         with bound_contextvars(request_id=record.request_id):
@@ -118,5 +117,7 @@ def route_of(scope: Scope, prefix: str) -> str:
     return path if isinstance(route, Mount) else str(scope.get("root_path", "")).removeprefix(prefix) + path
 
 
-def _request_id(sent: bytes) -> bytes:
-    return sent if _HARMLESS_ID.fullmatch(sent) else uuid.uuid4().hex.encode()
+def request_id(scope: Scope) -> str:
+    """The id that the client sent, if that is a harmless one, or else a new one."""
+    sent = dict(scope["headers"]).get(b"x-request-id", b"")
+    return sent.decode() if _HARMLESS_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -30,10 +30,9 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     `max_request_tokens` is what the KV pool holds for a single sequence, `max_choices` bounds `n` (the rows of a
     decode slice) and `max_answers` the choices of one HTTP request, all its prompts together. `check_grammar` says why
-    a grammar cannot be compiled, None for one that can. `think_start` and `think_end` are the tokens around a block of
-    thoughts, empty for a model without. `root` is what `/v1/models` shows as the model's origin, `engine` what
-    `/version` says of what computes: `jax`, or a line that begins with `emulated`. `forms`
-    tells how its text is parted into reasoning, content and calls.
+    a grammar cannot be compiled, None for one that can. `root` is what `/v1/models` shows as the model's origin,
+    `engine` what `/version` says of what computes: `jax`, or a line that begins with `emulated`. `forms` tells how its
+    text is parted into reasoning, content and calls.
     """
 
     names: tuple[str, ...]
@@ -47,12 +46,20 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     max_choices: int = 128
     max_answers: int = 256
     check_grammar: Callable[[str], str | None] = check_grammar
-    think_start: tuple[int, ...] = ()
-    think_end: tuple[int, ...] = ()
     root: str | None = None
     draw_seed: Callable[[], int] = draw_os_seed
     engine: str = REAL_ENGINE
     forms: OutputForms = OutputForms()
+
+    @property
+    def think_start(self) -> tuple[int, ...]:
+        """The tokens that open a block of thoughts; empty for a model without."""
+        return tuple(self.tokenizer.encode(self.forms.reasoning.begin)) if self.forms.reasoning else ()
+
+    @property
+    def think_end(self) -> tuple[int, ...]:
+        """The tokens that close a block of thoughts; empty for a model without."""
+        return tuple(self.tokenizer.encode(self.forms.reasoning.end)) if self.forms.reasoning else ()
 
     @property
     def max_total_tokens(self) -> int:

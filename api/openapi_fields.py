@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from api.bad_words import MAX_BAD_WORD_CHARS, MAX_BAD_WORDS
 from api.chat import ROLES
 from api.chat_prompt import REASONING_EFFORTS
+from api.grammar_text import MAX_CHOICES, MAX_GRAMMAR_CHARS, MAX_REGEX_CHARS
 from api.responses.prepare import (
     ENCRYPTED,
     LOGPROBS,
@@ -23,10 +25,13 @@ from api.responses.prepare import (
 )
 from api.responses.schema import REFUSED
 from api.schema import UNSUPPORTED
+from api.structured import MAX_THINKING_TOKENS
 from api.text_options import MAX_STOP_CHARS, MAX_STOP_STRINGS
 from api.validate import MAX_PRIORITY, MAX_SALT_CHARS, MAX_TIMEOUT_S
 from runtime.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS
 
+_CHOICES = {"minItems": 1, "maxItems": MAX_CHOICES, "items": {"type": "string", "minLength": 1}}
+_BAD_WORD = {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARS}
 _TOKEN_ID = {"type": "integer", "minimum": 0}
 
 
@@ -111,6 +116,18 @@ _SHARED = {
         "Keeps so many tokens of the prompt's end; -1 keeps what leaves room for the answer.", {"minimum": -1}
     ),
     "add_special_tokens": Note("Whether the tokenizer adds its special tokens to prompts that are texts."),
+    "response_format": Note("The form that the answer has to have."),
+    "structured_outputs": Note("The form that the answer has to have, said by one key."),
+    "guided_json": Note("An older name of `structured_outputs.json`."),
+    "guided_regex": Note(
+        "An older name of `structured_outputs.regex`.", {"minLength": 1, "maxLength": MAX_REGEX_CHARS}
+    ),
+    "guided_choice": Note("An older name of `structured_outputs.choice`.", _CHOICES),
+    "guided_grammar": Note(
+        "An older name of `structured_outputs.grammar`.", {"minLength": 1, "maxLength": MAX_GRAMMAR_CHARS}
+    ),
+    "bad_words": Note("Texts that no answer may contain.", {"maxItems": MAX_BAD_WORDS, "items": _BAD_WORD}),
+    "thinking_token_budget": Note("Most tokens of a block of thoughts.", between(0, MAX_THINKING_TOKENS)),
     "priority": Note("Waiting requests with a lower number go first.", between(-MAX_PRIORITY, MAX_PRIORITY)),
     "timeout_s": Note(
         "An answer that is not complete after so many seconds fails.",
@@ -125,7 +142,6 @@ _CHAT = _SHARED | {
     "top_logprobs": Note("And so many alternatives to each; only with `logprobs`.", between(0, MAX_LOGPROBS)),
     "tools": Note("Functions that the model may call."),
     "tool_choice": Note("Whether tools may or must be called, and which."),
-    "response_format": Note("The form that the answer has to have."),
     "reasoning_effort": Note("How much to think, for templates that know it.", _enum(*REASONING_EFFORTS)),
     "add_generation_prompt": Note("Whether the template begins the assistant's turn; true without it."),
     "continue_final_message": Note("Goes on in the last message, which is the assistant's."),
@@ -183,6 +199,14 @@ NOTES: dict[str, dict[str, Note]] = {
     "StreamOptions": {
         "include_usage": Note("Sends a last chunk with the token counts."),
         "continuous_usage_stats": Note("Sends the counts so far with every chunk; only with `include_usage`."),
+    },
+    "StructuredOutputs": {
+        "json": Note("A JSON schema, or the text of one."),
+        "regex": Note("The answer matches it as a whole.", {"minLength": 1, "maxLength": MAX_REGEX_CHARS}),
+        "choice": Note("The answer is one of these texts.", _CHOICES),
+        "grammar": Note("An EBNF or Lark grammar.", {"minLength": 1, "maxLength": MAX_GRAMMAR_CHARS}),
+        "json_object": Note("The answer is any JSON object."),
+        "structural_tag": Note("Structures behind triggers in free text, or the JSON text of that."),
     },
     "ResponsesBody": _RESPONSES,
     "ResponseStreamOptions": {

@@ -4,11 +4,11 @@ Runs in the API's worker threads. Every grammar is compiled once here, so that o
 that names the field and the place; the compiled grammar is kept for the workers that sample.
 
 At most one field may ask for a grammar: `response_format`, one key of `structured_outputs`, or one of the older
-`guided_*` names. An endpoint that demands a form of its own, as for a forced tool call, brings it as `demanded` and it
-goes before all of them: `grammar_of_schema` makes one of a schema, `grammar_of_lark` of a Lark text in which
-`json_in_lark` may stand.
+`guided_*` names. For grammars of an endpoint's own, `grammar_of_schema` makes one of a schema and `grammar_of_lark` of
+a Lark text in which `json_in_lark` may stand.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,12 +41,17 @@ RESPONSE_FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 _OUTPUT_KEYS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
 
+_SCHEMA_REASON = re.compile(r"failed to compile JSON schema: (.*?)(?=\n +\d+ \||\Z)", re.DOTALL)
+
 _Form = tuple[str, str, Any]
 """The field's name, which of `_OUTPUT_KEYS` it is, and its value."""
 
 
 def resolve_constraint(body: SamplingBody, model: ServedModel, *, demanded: str | None = None) -> ConstraintSpec | None:
-    """What constrains every choice of a request, or None. `constraint_behind` fits it to a prompt."""
+    """What constrains every choice of a request, or None. `constraint_behind` fits it to a prompt.
+
+    `demanded` is the grammar of a form of answer that the endpoint demands itself, as for a forced tool call.
+    """
     forms = list(_forms(body))
     if len(forms) > 1:
         raise RequestError(
@@ -92,8 +97,12 @@ def constraint_behind(
     """
     if spec is None or not spec.think_end:
         return spec
+    if isinstance(body, CompletionBody):
+        always_inside = False
+    else:
+        always_inside = model.forms.reasoning is not None and model.forms.reasoning.always_inside
     opened, closed = (_last_in_turn(prompt, marker, model) for marker in (spec.think_start, spec.think_end))
-    if opened > closed:
+    if opened > closed or always_inside:
         return msgspec.structs.replace(spec, begins_thinking=True)
     if spec.grammar is not None and (closed >= 0 or isinstance(body, CompletionBody)):
         return msgspec.structs.replace(spec, think_start=(), think_end=(), thinking_budget=None)
@@ -190,12 +199,20 @@ def _schema_grammar(param: str, value: Schema | str, model: ServedModel) -> str:
     """A schema may come as JSON text; a fault in it is searched for, so that the message says where."""
     schema = decoded_object(value, param) if isinstance(value, str) else value
     grammar = grammar_of_schema(schema, param)
-    reason = model.check_grammar(grammar)
+    reason = _schema_reason(model.check_grammar(grammar))
     if reason is None:
         return grammar
-    path = find_fault(schema, reason, lambda part: model.check_grammar(grammar_of_schema(part, param)))
+    path = find_fault(schema, reason, lambda part: _schema_reason(model.check_grammar(grammar_of_schema(part, param))))
     place = f"{param}.{path}" if path else param
     raise RequestError(f"{place}: cannot be compiled: {reason}", param=param, code="invalid_grammar")
+
+
+def _schema_reason(reason: str | None) -> str | None:
+    """What is wrong with a schema, without the line of the grammar that holds it."""
+    if reason is None:
+        return None
+    found = _SCHEMA_REASON.search(reason)
+    return found[1].strip() if found else reason
 
 
 def _special_tokens(model: ServedModel) -> dict[str, int]:

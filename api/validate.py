@@ -123,10 +123,7 @@ def make_job(
     echo: bool = False,
     grammar: str | None = None,
 ) -> Job:
-    """Checks everything that the endpoints share; `prefix` begins the answer's id.
-
-    `grammar` is a form of answer that the endpoint demands itself, as for a forced tool call.
-    """
+    """Checks everything that the endpoints share; `prefix` begins the answer's id."""
     _refuse_unsupported(body)
     name = check_model(body.model, model)
     num_choices = _choices(body, len(prompts), model)

@@ -49,7 +49,6 @@ from runtime.plan import Plan
 from runtime.profiler import JaxProfiler
 from runtime.settings import Settings
 from runtime.text_stream import TextStream
-from runtime.think_markers import think_markers
 from runtime.tokens import Tokenizer
 from runtime.topology import Topology, default_topology
 
@@ -292,7 +291,6 @@ def _tokenizer(plan: Plan, report: Report) -> Tokenizer:
 
 def _served_model(loaded: Loaded, constraints: HostConstraints) -> ServedModel:
     plan = loaded.plan
-    think_start, think_end = think_markers(loaded.tokenizer)
     specs = [engine.spec for engine in loaded.engines.values()]
     return ServedModel(
         names=(plan.name,),
@@ -306,8 +304,6 @@ def _served_model(loaded: Loaded, constraints: HostConstraints) -> ServedModel:
         created=int(time.time()),
         defaults=plan.generation,
         check_grammar=constraints.check_grammar,
-        think_start=think_start,
-        think_end=think_end,
         draw_seed=seed_source(plan.settings.random_seed),
         engine=plan.engine,
         forms=choose_forms(plan.settings.tool_call_parser, plan.settings.reasoning_parser, loaded.tokenizer),

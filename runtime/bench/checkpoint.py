@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,14 +32,19 @@ def write_folder(model: ModelConfig, folder: Path, seed: int = 0) -> None:
     Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in COPIED:
-        shutil.copyfile(MODEL_DIR / name, folder / name)
-    _write_json(folder / "tokenizer.json", _tokenizer(model.vocab_size))
+    write_tokenizer(folder, _tokenizer(model.vocab_size))
     partial = folder / "model.safetensors.partial"
     with partial.open("wb") as stream:
         _write_weights(stream, _shapes(model), np.random.default_rng(seed))
     partial.replace(folder / "model.safetensors")
     _write_json(folder / "config.json", _config(model))
+
+
+def write_tokenizer(folder: Path, tokenizer: dict[str, Any]) -> None:
+    """`tokenizer.json` with the demo model's other files of a tokenizer. Raises OSError."""
+    for name in COPIED:
+        shutil.copyfile(MODEL_DIR / name, folder / name)
+    _write_json(folder / "tokenizer.json", tokenizer)
 
 
 def _config(model: ModelConfig) -> dict[str, Any]:
@@ -66,14 +71,21 @@ def _config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _tokenizer(vocab_size: int) -> dict[str, Any]:
-    """The demo model's; words that no merge leads to fill it up, so that encoding never yields them."""
+    # The byte-level alphabet writes a blank as Ġ.
+    return filled_tokenizer(f"\u0120w{token}" for token in range(vocab_size))
+
+
+def filled_tokenizer(fillers: Iterable[str]) -> dict[str, Any]:
+    """The demo model's, with one of as many words as there are ids for each id that it lacks.
+
+    No merge leads to the words, so encoding never yields them. Words that are tokens already are not used.
+    """
     tokenizer: dict[str, Any] = json.loads((MODEL_DIR / "tokenizer.json").read_bytes())
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     # A special token that the vocabulary lacks would get the first free id, whatever the file says.
     vocab |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     taken = set(vocab.values())
-    # The byte-level alphabet writes a blank as Ġ.
-    vocab |= {f"\u0120w{token}": token for token in range(vocab_size) if token not in taken}
+    vocab |= {word: token for token, word in enumerate(fillers) if token not in taken and word not in vocab}
     return tokenizer
 
 

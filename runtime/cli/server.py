@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.edge import request_id
 from runtime.errors import UsageError
 
 _RETRY_AFTER_S = 5
@@ -107,10 +108,11 @@ def address_of(listener: socket.socket) -> str:
 
 
 def _starting(scope: Scope) -> JSONResponse:
-    if scope.get("path") == "/live":
-        return JSONResponse({"status": "live"})
-    if scope.get("path") in ("/health", "/ready"):
-        return JSONResponse({"status": "starting"}, status_code=503)
+    headers = {"x-request-id": request_id(scope)}
+    if scope["path"] == "/live":
+        return JSONResponse({"status": "live"}, headers=headers)
+    if scope["path"] in ("/health", "/ready"):
+        return JSONResponse({"status": "starting"}, status_code=503, headers=headers)
     message = "The model is still being loaded; GET /health answers 200 once it is ready."
     error = {"message": message, "type": "server_error", "param": None, "code": "starting"}
-    return JSONResponse({"error": error}, status_code=503, headers={"Retry-After": str(_RETRY_AFTER_S)})
+    return JSONResponse({"error": error}, status_code=503, headers=headers | {"Retry-After": str(_RETRY_AFTER_S)})

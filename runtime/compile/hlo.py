@@ -38,8 +38,8 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     """One instruction. `cycles` is the compiler's estimate, None where it has none.
 
     `arrays` are those of the result, flat. `called` has the computations by role: `calls`, `body`, ...; the branches of
-    a conditional are in `branches`. `kernel` names a Pallas kernel; `value` is that of a whole constant, `direction`
-    that of a comparison, as `LT`.
+    a conditional are in `branches`, that of a false predicate first. `kernel` names a Pallas kernel; `value` is that of
+    a whole constant, `direction` that of a comparison, as `LT`.
     """
 
     name: str
@@ -104,7 +104,7 @@ def _instruction(name: str, rest: str) -> Instruction:
     value, direction = _VALUE.match(tail), _DIRECTION.search(tail)
     branches = _BRANCHES.search(tail)
     called = dict(_CALLED.findall(tail[closed:]))
-    either = tuple(called[role] for role in ("true_computation", "false_computation") if role in called)
+    either = tuple(called[role] for role in ("false_computation", "true_computation") if role in called)
     return Instruction(
         name=name,
         opcode=opcode[1],

@@ -5,8 +5,8 @@ is left, the asynchronous copies that were started, in their order. An instructi
 estimates, and a wait for a copy until HBM is that far. So a program lasts at least as long as all of its instructions,
 and at least as long as HBM needs for all the bytes that they move.
 
-A loop counts with its trips, once if they are unknown. Of a conditional the shortest branch counts: in a step program
-that is the one for requests which do not ask for the feature.
+A loop counts with its trips, once if they are unknown. Of a conditional the branch of a false predicate counts: in a
+step program that is the one for requests which do not ask for anything special.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,11 +59,6 @@ class _Clock:
     def __init__(self) -> None:
         self.now_s = self.core_s = self.hbm_s = self.started_s = self.done_s = 0.0
         self.unestimated = 0
-
-    def copy(self) -> "_Clock":
-        other = _Clock()
-        other.__dict__.update(self.__dict__)
-        return other
 
     def work(self, core_s: float, memory_s: float) -> None:
         lasts = max(core_s, memory_s)
@@ -172,8 +167,7 @@ class _Walk:
         return clock
 
     def _choice(self, each: Instruction, clock: _Clock, copies: dict[str, float]) -> _Clock:
-        ends = [self.computation(branch, clock.copy()) for branch in each.branches]
-        return min(ends, key=lambda end: end.now_s)
+        return self.computation(each.branches[0], clock)
 
     def _call(self, each: Instruction, clock: _Clock, copies: dict[str, float]) -> _Clock:
         return self.computation(each.called["to_apply"], clock)

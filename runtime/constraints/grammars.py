@@ -4,10 +4,12 @@ The choices of a request, its retries and the worker that takes over after a fai
 of a compiled grammar costs microseconds. Where a mask allows the end's id, the grammar may end (see `vocabulary`).
 """
 
+import json
 import threading
 from collections import OrderedDict
 from typing import Any
 
+import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from runtime.tokens import Tokenizer
 MAX_COMPILED = 64
 """Most compiled grammars that are kept."""
 
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 _MAX_REASON_CHARS = 500
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
@@ -57,7 +60,8 @@ class Grammars:
             if prototype is not None:
                 self._compiled.move_to_end(grammar)
                 return prototype.deep_copy()
-        prototype = LLMatcher(self._read_vocabulary(), grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+        text = _without_forcing(grammar)
+        prototype = LLMatcher(self._read_vocabulary(), text, log_level=0, limits=LLParserLimits(**_LIMITS))
         raise_failure(prototype)
         with self._lock:
             self._compiled[grammar] = prototype
@@ -99,6 +103,26 @@ class Grammars:
                 wrapped = TokenizerWrapper(Vocabulary(self._tokenizer, size))
                 self._vocabulary = LLTokenizer(wrapped, n_vocab=size + 1, eos_token=[size])
             return self._vocabulary
+
+
+def _without_forcing(grammar: str) -> str:
+    """The grammar with an option that leaves the spelling of every text to the model.
+
+    Without it llguidance spells for itself whatever the grammar leaves no choice about, as far as that reaches: an
+    expression such as `a{1000000}` would cost each of its tokens seconds. The option goes behind the text, so that
+    lines keep their numbers in messages.
+    """
+    if not grammar.lstrip().startswith("{"):
+        return grammar + _NO_FORCING
+    try:
+        content = msgspec.json.decode(grammar, type=dict[str, Any])
+        for part in content["grammars"]:
+            schema = part.pop("json_schema", None)
+            lark = part.get("lark_grammar")
+            part["lark_grammar"] = (f"start: %json {json.dumps(schema)}" if lark is None else lark) + _NO_FORCING
+        return json.dumps(content)
+    except (msgspec.DecodeError, RecursionError, KeyError, TypeError, AttributeError):
+        return grammar  # llguidance says what is wrong with it
 
 
 def check_grammar(grammar: str) -> str | None:

@@ -17,7 +17,6 @@ from actors.context import Context
 from actors.messages import GATEWAY, TRANSFER, AbortGroup, Key
 from actors.scheduler import SchedulerActor
 from actors.slice_calls import SliceCalls
-from actors.telemetry import NO_TELEMETRY
 from actors.transfer import TransferActor
 from runtime.topology import parse_topology
 from tests.simulation import harness
@@ -221,7 +220,7 @@ def call_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call_with_a_deadline_far_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """A move may take a day."""
-    monkeypatch.setattr(TransferActor.__init__, "__defaults__", (86400.0, NO_TELEMETRY))
+    monkeypatch.setattr(TransferActor.__init__, "__defaults__", (86400.0,))
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ async def test_pages_are_told_by_what_they_are_used_for() -> None:
 
 
 def turn(step: Step | None) -> Turn:
-    return Turn(inserts=[], rows=[], chunks=(), step=step, slots=(), begun=[], gathers=[], copies=[])
+    return Turn(inserts=[], rows=[], chunks=(), step=step, slots=(), begun=[], deferred=(), gathers=[], copies=[])
 
 
 def test_a_step_begins_when_the_one_before_it_has_been_read() -> None:

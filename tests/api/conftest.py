@@ -3,6 +3,7 @@ from functools import cache
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
@@ -16,6 +17,9 @@ from tests.api.document import against_document
 from tests.api.fake_client import FakeClient
 from tests.api.shapes import Watcher, against_openai
 from tests.runtime.tiny_tokenizer import END, TURN_END, tiny_tokenizer
+
+hypothesis.settings.register_profile("api", deadline=None)
+hypothesis.settings.load_profile("api")
 
 shared_tokenizer = cache(tiny_tokenizer)
 

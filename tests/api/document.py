@@ -30,7 +30,7 @@ def _document() -> dict[str, Any]:
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
-    """Paths without parameters, and then longer ones, first: they go before those that would match them as well."""
+    """Paths without parameters first, then the longer ones: they go before those that would match them as well."""
     paths = sorted(_document()["paths"].items(), key=lambda item: ("{" in item[0], -len(item[0])))
     return [(re.compile(re.sub(r"{\w+}", "(.+)", re.escape(path).replace(r"\{", "{").replace(r"\}", "}"))), item)
             for path, item in paths]  # fmt: skip

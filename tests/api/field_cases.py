@@ -72,6 +72,11 @@ def _usage_events(seen: Seen) -> int:
     return sum(1 for event in seen.answer if isinstance(event, dict) and event.get("usage"))
 
 
+def _grammar(seen: Seen) -> bool:
+    """Whether the answer has to be of some form (which, the tests of structured output look at)."""
+    return getattr(seen.request.params.constraint, "grammar", None) is not None
+
+
 def _text(seen: Seen) -> str:
     choice = seen.choice
     return str(choice["text"] if "text" in choice else choice["message"]["content"])
@@ -106,8 +111,14 @@ SHARED: dict[str, Case] = {
     "truncate_prompt_tokens": Effect(2, lambda seen: len(seen.request.prompt), 2),
     "priority": Effect(-3, lambda seen: seen.request.priority, -3),
     "timeout_s": Effect(1.5, lambda seen: seen.request.timeout_s, 1.5),
-    "structured_outputs": Refusal({"regex": 5}, ""),
-    "bad_words": Refusal(5, ""),
+    "response_format": Effect({"type": "json_object"}, _grammar, True),
+    "structured_outputs": Effect({"choice": ["yes"]}, _grammar, True),
+    "guided_json": Effect({"type": "integer"}, _grammar, True),
+    "guided_regex": Effect("[0-9]+", _grammar, True),
+    "guided_choice": Effect(["yes", "no"], _grammar, True),
+    "guided_grammar": Effect('root ::= "yes"', _grammar, True),
+    "bad_words": Effect(["Hello"], lambda seen: getattr(seen.request.params.constraint, "bad_words", ()) != (), True),
+    "thinking_token_budget": Elsewhere("tests.api.test_structured:test_a_budget_needs_a_model_that_thinks"),
     "use_beam_search": Refusal(True),
     "logits_processors": Refusal(["x"]),
     "prompt_embeds": Refusal("AAAA"),
@@ -128,7 +139,6 @@ _CHAT: dict[str, Case] = {
     ),
     "tools": Effect([TOOL], lambda seen: "[add]" in seen.prompt, True),
     "tool_choice": Effect("none", lambda seen: "[add]" in seen.prompt, False, {"tools": [TOOL]}),
-    "response_format": Refusal({"type": "nonsense"}, "nonsense"),
     "reasoning_effort": Effect("low", lambda seen: "effort=low" in seen.prompt, True),
     "add_special_tokens": Effect(True, lambda seen: seen.prompt.startswith(END), True),
     "add_generation_prompt": Effect(False, lambda seen: seen.prompt.endswith(f"{TURN_END}\n"), True),

@@ -80,7 +80,7 @@ def against_openai(scope: Scope, status: int, content_type: bytes, is_whole: boo
             assert name is not None
             yield from problems(ERROR if "error" in value and "type" not in value else name, value)
     elif content_type == b"application/json" and is_whole and not _is_of_ours(scope):
-        name = ERROR if status >= 400 and path != "/health" else schema_of(WHOLE, path)
+        name = ERROR if status >= 400 and path not in ("/health", "/ready") else schema_of(WHOLE, path)
         if name == "Response" and (path.endswith("/input_items") or scope.get("method") == "DELETE"):
             name = None  # a list of items, and the news of a deletion
         yield from problems(name, json.loads(body)) if name else ()

@@ -127,7 +127,7 @@ async def test_numbers_beyond_float(http: httpx.AsyncClient, name: str) -> None:
         ({"tool_choice": "required"}, "tool_choice", ["tools"]),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", []),
         ({"tools": [{"type": "web"}]}, "tools[0].type", ["function", "web"]),
-        ({"response_format": {"type": "json_object"}}, "response_format", ["json_object"]),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", ["json_object", "yaml"]),
         ({"max_completion_tokens": 0, "max_tokens": 5}, "max_completion_tokens", []),
     ],
 )

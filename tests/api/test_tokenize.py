@@ -70,7 +70,7 @@ async def test_the_tokenizer_tells_what_a_client_without_one_needs(
         ("/tokenize", {"messages": []}, "messages"),
         ("/tokenize", {"messages": 5}, "messages"),
         ("/detokenize", {}, None),
-        ("/detokenize", {"tokens": ["a"]}, "tokens"),
+        ("/detokenize", {"tokens": [1, "a"]}, "tokens[1]"),
         ("/detokenize", {"tokens": [400]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/detokenize", {"tokens": [2**70]}, "tokens"),

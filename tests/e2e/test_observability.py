@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from runtime.cli.console import Report
 from runtime.cli.flags import parse_up
 from runtime.composition import load, service
 from runtime.plan import make_plan
+from tests.e2e.server import server_process
 from tests.runtime.step_times import fast
 
 pytestmark = pytest.mark.anyio
@@ -25,18 +27,23 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    (table := tmp_path / "table.json").write_text(json.dumps(fast()))
-    flags = ["--topology", "prefill=1,decode=1", "--page-size", "16", "--api-key", "hush", "--admin-key", "silent"]
-    settings = parse_up([f"--engine=emulated:{table}", *flags])
+@asynccontextmanager
+async def serving(folder: Path, *flags: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a key of a server in this process."""
+    (table := folder / "table.json").write_text(json.dumps(fast()))
+    settings = parse_up([f"--engine=emulated:{table}", "--api-key", "hush", "--page-size", "16", *flags])
     assert settings is not None
-    loaded = load(make_plan(settings), Report())
-    async with service(loaded) as running:
+    async with service(load(make_plan(settings), Report())) as running:
         headers = {"authorization": "Bearer hush"}
         transport = httpx.ASGITransport(running.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers, timeout=60) as made:
             yield made
+
+
+@pytest.fixture
+async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(tmp_path, "--topology", "prefill=1,decode=1", "--admin-key", "silent") as made:
+        yield made
 
 
 async def complete(http: httpx.AsyncClient, n: int = 1) -> None:
@@ -89,7 +96,8 @@ async def test_two_requests_are_told_in_numbers(http: httpx.AsyncClient) -> None
 async def test_the_server_says_what_it_is_and_keeps_its_secrets(http: httpx.AsyncClient) -> None:
     answer = await http.get("/server_info")
     info = answer.json()
-    assert (info["version"], info["topology"], info["flags"]["page-size"]) == (__version__, "prefill=1,decode=1", 16)
+    assert (info["version"], info["topology"]) == (__version__, "prefill=1x1,decode=1x1")
+    assert info["flags"]["page-size"] == 16
     assert info["workers"]["prefill.0"]["page_size"] == 16
     assert not [secret for secret in ("hush", "silent") if secret in answer.text]
 
@@ -106,3 +114,41 @@ async def test_what_runs_on_nothing_has_no_profile(http: httpx.AsyncClient) -> N
     refused = await http.post("/start_profile")
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_profiler")
     assert "emulated" in refused.json()["error"]["message"]
+
+
+async def test_limits_and_origins_are_what_the_flags_say(tmp_path: Path) -> None:
+    flags = ("--max-body-bytes=1024", "--max-answers=2", "--cors-origin=http://localhost:3000")
+    async with serving(tmp_path, *flags) as http:
+        large = await http.post("/v1/completions", json={"prompt": "x" * 1024})
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+        many = await http.post("/v1/completions", json={"prompt": ["a", "b", "c"], "max_tokens": 1})
+        assert (many.status_code, many.json()["error"]["param"]) == (400, "prompt")
+        await complete(http, n=2)
+        answer = await http.get("/v1/models", headers={"origin": "http://localhost:3000"})
+        assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+        info = (await http.get("/server_info")).json()
+        assert info["flags"]["cors-origin"] == ["http://localhost:3000"]
+
+
+async def test_a_process_logs_its_requests_as_json_and_takes_keys_from_a_file(tmp_path: Path) -> None:
+    (table := tmp_path / "table.json").write_text(json.dumps(fast()))
+    (keys := tmp_path / "keys").write_text("hush\nother\n")
+    flags = (f"--engine=emulated:{table}", "--log-level=info", "--log-format=json", f"--api-key-file={keys}")
+    with server_process(*flags) as process:
+        process.wait_until_serving()
+        async with httpx.AsyncClient(base_url=process.url, timeout=60) as http:
+            assert (await http.get("/v1/models")).status_code == 401
+            headers = {"authorization": "Bearer other", "x-request-id": "mine"}
+            body = {"prompt": "swordfish", "max_tokens": 3, "ignore_eos": True}
+            assert (await http.post("/v1/completions", json=body, headers=headers)).status_code == 200
+        process.stop()
+    objects = [json.loads(line) for line in process.output if line.startswith("{")]
+    lines = [line for line in objects if line["logger"] == "api.access"]
+    assert [(line["route"], line["status"]) for line in lines] == [
+        ("/v1/completions", 200),  # the server's own
+        ("unmatched", 401),
+        ("/v1/completions", 200),
+    ]
+    assert (lines[2]["request_id"], lines[2]["completion_tokens"], lines[2]["finish_reason"]) == ("mine", 3, "length")
+    assert 0 < lines[2]["ttft_s"] <= lines[2]["e2e_s"]
+    assert not [word for word in ("swordfish", "hush", "other") if word in process.text]

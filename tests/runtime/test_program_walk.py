@@ -115,9 +115,17 @@ def test_a_loop_counts_with_its_trips() -> None:
     assert (round(unknown.core_s * 1e6), unknown.unestimated > 0) == (10, True)
 
 
-def test_of_a_conditional_the_shortest_branch_counts() -> None:
-    line = "%c = f32[8]{0:T(128)S(1)} conditional(%i, %a, %b), branch_computations={%costly, %plain}"
-    assert lasts(fusion("a", 5), line) == (5, 5, 0)
+@pytest.mark.parametrize(
+    ("branches", "lasts_us"),
+    [
+        ("branch_computations={%plain, %costly}", (5, 5, 0)),
+        ("true_computation=%costly, false_computation=%plain", (5, 5, 0)),
+        ("branch_computations={%costly, %plain}", (505, 505, 0)),
+    ],
+)
+def test_of_a_conditional_the_branch_of_a_false_predicate_counts(branches: str, lasts_us: tuple[int, int, int]) -> None:
+    line = f"%c = f32[8]{{0:T(128)S(1)}} conditional(%i, %a, %b), {branches}"
+    assert lasts(fusion("a", 5), line) == lasts_us
 
 
 def test_a_kernel_takes_what_is_said_of_it() -> None:

@@ -15,6 +15,7 @@ from runtime.models.layers import FEW_ROWS
 from runtime.placement import Placement
 from runtime.programs import Key
 from runtime.sampling_params import SamplingParams
+from runtime.step_sampling import SCORE_BLOCK
 from runtime.weights import load_weights
 from tests.golden.cases import HERE, cases_by_tp
 from tests.paged_model import PagedModel
@@ -129,6 +130,12 @@ def _sums(num_tokens: int, model: ModelConfig = MODEL) -> list[tuple[str, tuple[
     return [("all-reduce", tuple(sorted((num_tokens, model.hidden_size))))] * (1 + 2 * model.num_layers)
 
 
+def _logits(num_prefill: int, num_logits: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Of rows that are sampled, and of the block of a prompt's tokens that is scored at a time."""
+    rows = [min(num_prefill, SCORE_BLOCK)] * (num_prefill > 0) + [num_logits] * (num_logits > 0)
+    return [("all-gather", tuple(sorted((count, MODEL.vocab_size)))) for count in rows]
+
+
 @pytest.mark.parametrize(
     ("key", "num_tokens", "num_logits"),
     [
@@ -149,7 +156,7 @@ def test_devices_exchange_activations_and_nothing_else(
 ) -> None:
     """Sums of partial products, and the logits: never the pool, never weights."""
     want = _sums(num_tokens) if num_tokens else []
-    want += [("all-gather", tuple(sorted((num_logits, model.vocab_size))))] if num_logits else []
+    want += _logits(num_tokens - num_logits, num_logits)
     assert sorted(_collectives(make_engine(tp=tp, model=model), key)) == sorted(want)
 
 
@@ -162,7 +169,7 @@ def test_with_many_rows_too(key: Key, num_tokens: int, num_logits: int) -> None:
     assert num_tokens > FEW_ROWS
     engine = make_engine(tp=4, num_rows=128, chunk_tokens=128, num_pages=200)
     want = _sums(num_tokens)
-    want += [("all-gather", tuple(sorted((num_logits, MODEL.vocab_size))))] if num_logits else []
+    want += _logits(num_tokens - num_logits, num_logits)
     assert sorted(_collectives(engine, key)) == sorted(want)
 
 
