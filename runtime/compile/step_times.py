@@ -16,6 +16,7 @@ from runtime.compile.walk import KernelTime, Walked, walk
 from runtime.emulated.table import DecodeTimes, Linear, MixedTimes, PrefillTimes, StepTable
 from runtime.model_config import ModelConfig
 from runtime.programs import Key
+from runtime.step_sampling import SCORE_BLOCK
 from runtime.topology import Role
 
 MIXED_START = 0
@@ -155,13 +156,22 @@ class _Estimator:
         config = self._config
         tokens, start, rows, context = place
         attended = tokens * start + tokens * (tokens + 1) // 2 + rows * (context + 1)
-        flop = program.flop + 4 * attended * config.num_heads * config.head_dim * config.num_layers
+        flop = (
+            max(program.flop - self._score_flop(tokens), 0)
+            + 4 * attended * config.num_heads * config.head_dim * config.num_layers
+        )
         read = (start + tokens if tokens else 0) + rows * (context + 1)
         # Of the embedding only the tokens' rows are read. It is also the output matrix where both are tied.
         looked_up = key.kind != "sample" and not config.tie_word_embeddings
         embedding = config.vocab_size * config.hidden_size * self._itemsize if looked_up else 0
-        num_bytes = program.weights_bytes - embedding + (read + tokens + rows) * self._kv_bytes
+        # A prefill step has the output matrix only for prompts that are scored.
+        head = embedding if key.kind == "prefill" else 0
+        num_bytes = program.weights_bytes - embedding - head + (read + tokens + rows) * self._kv_bytes
         return self._kernels.rates.roofline_s(flop, num_bytes)
+
+    def _score_flop(self, tokens: int) -> int:
+        """What XLA counts for the one block of prompt tokens that a step with prompts would score."""
+        return 2 * min(tokens, SCORE_BLOCK) * self._config.hidden_size * self._config.vocab_size
 
     @property
     def _itemsize(self) -> int:

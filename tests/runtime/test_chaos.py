@@ -113,7 +113,7 @@ class _Eager(FakeEngine):
     """Prefills into pages that nobody owns: what is computed does not matter here."""
 
     def dispatch(self, step: Step):  # type: ignore[no-untyped-def]
-        return super().dispatch(Step())
+        return super().dispatch(Step(deferred=step.deferred))
 
 
 def _engine(spec: str) -> tuple[ChaosEngine, Campaign]:
@@ -150,6 +150,15 @@ def test_out_of_memory_is_what_the_steps_result_says() -> None:
         engine.fetch(first)
     engine.reset()
     assert engine.fetch(second) == ()
+
+
+def test_a_deferred_step_fails_by_the_handle_that_is_fetched() -> None:
+    engine, _ = _engine("prefill.0:oom@step=1")
+    handle = engine.dispatch(Step(deferred=True))
+    sampling = engine.sample(handle, {})
+    assert sampling.fence > handle.fence
+    with pytest.raises(ChaosError, match="RESOURCE_EXHAUSTED: .*prefill.0:oom@step=1"):
+        engine.fetch(sampling)
 
 
 def test_a_hang_lasts_until_the_chaos_ends() -> None:

@@ -58,7 +58,7 @@ def program(*kernels: str, cycles: int = 1_000_000, weights_bytes: int = 0) -> S
 def programs() -> dict[Key, StepProgram]:
     buckets, embedding = GRID.buckets, MODEL.vocab_size * MODEL.hidden_size * 2
     both, rest = ("chunked_prefill", "paged_decode"), {"weights_bytes": embedding}
-    found = {Key("prefill", t): program("kv_write", both[0], **rest) for t in buckets.prefill}
+    found = {Key("prefill", t): program("kv_write", both[0], weights_bytes=2 * embedding) for t in buckets.prefill}
     found |= {Key("decode", b): program("kv_write", both[1], **rest) for b in buckets.decode}
     found |= {Key("mixed", t, b): program("kv_write", *both, **rest) for t, b in buckets.mixed}
     return found | {Key("sample", n): program() for n in buckets.sample}
@@ -122,6 +122,9 @@ def test_no_time_is_below_the_roofline() -> None:
 
 def test_the_embedding_is_looked_up_and_not_read() -> None:
     found = estimate(GRID, programs(), FIGURES, MODEL, KV_BYTES)
+    # Nor is the output matrix that a prefill step would score a prompt with; then attention takes the longest.
+    attended = 4 * 256 * 257 // 2 * MODEL.num_heads * MODEL.head_dim * MODEL.num_layers
+    assert found.prefill[0][0].roofline_s == pytest.approx(attended / 1e15)
     assert found.decode[0][0].roofline_s == pytest.approx((8 * 129 + 8) * KV_BYTES / 1e12, rel=0.5)
 
 

@@ -1,5 +1,6 @@
 """The emulated engine and mover in virtual time: what overlaps, who waits until when, and which tokens come out."""
 
+import msgspec
 import pytest
 
 from runtime.emulated.draws import Draws, drawable_ids
@@ -226,6 +227,58 @@ def test_tokens_that_would_stop_the_request_are_not_drawn() -> None:
     assert {logprob for _, logprob in drawn[0].top} == {drawn[0].logprob}
     all_stop = SamplingParams(seed=1, max_tokens=1, stop_token_ids=(0, 1, 2, 3))
     assert draws.draw(0, all_stop, 0, 0).token in range(4)
+
+
+def test_a_deferred_step_lasts_as_long_as_a_fused_one_and_draws_under_its_masks() -> None:
+    fused_clock, clock = VirtualClock(), VirtualClock()
+    fused = answer(engine(fused_clock), row(0), 6)
+    slice_ = engine(clock)
+    slice_.set_rows([row(0), row(1)])
+    tokens: dict[int, list[int]] = {0: [], 1: []}
+    for _ in range(6):
+        step = slice_.dispatch(Step(decode=(0, 1), deferred=True))
+        handle = slice_.sample(step, {1: bytes([0b0001_0100, 0, 0, 0])})
+        assert handle.fence == slice_.fence > step.fence
+        for sampled in slice_.fetch(handle):
+            tokens[sampled.row].append(sampled.token)
+    assert tokens[0] == fused
+    assert set(tokens[1]) == {2, 4}
+    assert clock.passed_s == pytest.approx(fused_clock.passed_s)
+
+
+def test_a_rows_own_mask_counts_until_samples_are_deferred() -> None:
+    slice_ = engine(VirtualClock())
+    masked = msgspec.structs.replace(row(0), mask=bytes([0b1000, 0, 0, 0]))
+    slice_.set_rows([masked])
+    (first,) = slice_.fetch(slice_.dispatch(prefill(4, sample_rows=(0,))))
+    later = [
+        slice_.fetch(slice_.sample(slice_.dispatch(Step(decode=(0,), deferred=True)), {}))[0].token for _ in range(8)
+    ]
+    assert first.token == 3
+    assert len(set(later)) > 1
+
+
+def test_a_mask_of_none_of_the_drawn_ids_still_counts() -> None:
+    draws = Draws(range(8))
+    params = SamplingParams(seed=1, max_tokens=1, stop_token_ids=(7,), logprobs=5)
+    only_stop, beyond = bytes([0x80, 0, 0, 0]), bytes([0, 0b10, 0, 0])
+    stopping = draws.draw(0, params, 0, 0, only_stop)
+    assert (stopping.token, stopping.logprob, stopping.top) == (7, 0.0, ((7, 0.0),))
+    assert draws.draw(0, params, 0, 0, beyond).token == 9
+
+
+def test_scores_are_of_the_tokens_that_follow() -> None:
+    slice_ = engine(VirtualClock())
+    parts = (
+        PrefillSegment(tokens=(5, 6, 7), start=0, pages=(1,), score=2, next_token=8),
+        PrefillSegment(tokens=(5, 6), start=0, pages=(1,), score=0),
+    )
+    first, last = slice_.fetch_scores(slice_.dispatch(Step(prefill=parts)))
+    assert [one.token for one in first] == [6, 7, 8]
+    assert [one.token for one in last] == [6]
+    assert all(one.logprob < 0 and len(one.top) == 2 for one in first)
+    assert last[0].top == ()
+    assert slice_.fetch_scores(slice_.dispatch(prefill(3))) == ()
 
 
 def test_without_the_wish_there_are_no_logprobs() -> None:

@@ -1,6 +1,7 @@
 import random
 
 import jax
+import msgspec
 import numpy as np
 import pytest
 
@@ -295,9 +296,18 @@ def _random_traffic(engine: JaxEngine, rng: random.Random) -> None:
             [row_state(row, prompts[row], (1 + row, 9 + row), sampling=rng.choice(samplings)) for row in rows]
         )
         fresh = rows[: rng.randint(0, min(4, len(rows)))]
-        prefill = tuple(segment(prompts[row], (1 + row, 9 + row), rows=(row,)) for row in fresh)
-        handle = engine.dispatch(Step(prefill=prefill, decode=tuple(rows[len(fresh) :])))
+        prefill = tuple(
+            msgspec.structs.replace(
+                segment(prompts[row], (1 + row, 9 + row), rows=(row,)), score=rng.choice((None, 2)), next_token=5
+            )
+            for row in fresh
+        )
+        decode, deferred = tuple(rows[len(fresh) :]), rng.random() < 0.5
+        handle = engine.dispatch(Step(prefill=prefill, decode=decode, deferred=deferred))
+        if deferred:
+            handle = engine.sample(handle, {row: b"\x0f" * 20 for row in decode if rng.random() < 0.5})
         chunk = engine.gather(rng.sample(range(1, 60), rng.randint(1, 4)))
         engine.insert(chunk, (0,), (rng.randint(40, 63),))
         assert sorted(one.row for one in engine.fetch(handle)) == sorted(rows)
+        assert len(engine.fetch_scores(handle)) == sum(part.score is not None for part in prefill)
         engine.wait()
