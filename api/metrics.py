@@ -158,6 +158,8 @@ class Metrics:
     def collect(self) -> Iterable[Metric]:
         """All families as they are now."""
         self.compiles.set(float(self._options.compiles()))
+        for gauges in (self.pages, self.kv_usage, self.choices):
+            gauges.values.clear()
         for worker, load in self.loads.items():
             self._show_load(self._of(worker), load)
         extra = {"model_name": self._options.model}
@@ -208,7 +210,8 @@ class Metrics:
         self.recoveries.add(1, cause)
 
     def died(self, actor: Address, *, final: bool) -> None:
-        """A life ended with an error."""
+        """A life ended with an error; what it held is gone."""
+        self.loads.pop(actor, None)
         self.restarts.add(1, actor, "true" if final else "false")
 
     def moved(self, source: Address, target: Address, num_tokens: int, duration_s: float) -> None:

@@ -26,6 +26,7 @@ from runtime.engine import RowState, Sampled, Step, StepHandle
 from runtime.errors import UsageError
 from runtime.jax_engine import JaxEngine
 from runtime.sampling_params import ConstraintSpec, SamplingParams
+from runtime.settings import DeviceKind
 from runtime.tokens import Tokenizer
 from runtime.topology import parse_topology
 
@@ -142,7 +143,14 @@ class _Rows:
 
 
 def measure(
-    shape: str, *, vocab_size: int, batch: int, context_tokens: int, rounds: int, steps: int, device_kind: str = "auto"
+    shape: str,
+    *,
+    vocab_size: int,
+    batch: int,
+    context_tokens: int,
+    rounds: int,
+    steps: int,
+    device_kind: DeviceKind = "auto",
 ) -> Exposed:
     """`steps` steps of each kind in each of `rounds` rounds, after one that does not count."""
     device = find_devices(choose_platform(device_kind, parse_topology("mixed=1")))[0]

@@ -26,11 +26,13 @@ def merged(events: list[Any]) -> dict[str, Any]:
 def _add(choice: dict[str, Any], chunk: dict[str, Any]) -> None:
     assert choice.get("finish_reason") is None, "a chunk behind the last one"
     if "delta" in chunk:
-        message = choice.setdefault("message", {"role": None, "content": "", "refusal": None})
-        assert set(chunk["delta"]) <= {"role", *TEXTS}
+        message = choice.setdefault("message", {"role": None, "content": None, "refusal": None})
+        assert set(chunk["delta"]) <= {"role", "tool_calls", *TEXTS}
         message["role"] = chunk["delta"].get("role", message["role"])
         for name in TEXTS & chunk["delta"].keys():
-            message[name] = message.get(name, "") + chunk["delta"][name]
+            message[name] = _plus(message.get(name), chunk["delta"][name])
+        for call in chunk["delta"].get("tool_calls", []):
+            _add_call(message.setdefault("tool_calls", []), call)
     else:
         choice["text"] = choice.get("text", "") + chunk["text"]
     if chunk["logprobs"] is not None:
@@ -45,6 +47,20 @@ def _add(choice: dict[str, Any], chunk: dict[str, Any]) -> None:
         if name in chunk:
             choice.setdefault(name, []).extend(chunk[name])
     _once(choice, chunk)
+
+
+def _plus(text: str | None, more: str | None) -> str | None:
+    return text if more is None else (text or "") + more
+
+
+def _add_call(calls: list[dict[str, Any]], part: dict[str, Any]) -> None:
+    """The first part of a call has its id and name; later ones have only further arguments."""
+    if part["index"] == len(calls):
+        calls.append({name: part[name] for name in ("id", "type", "function")})
+    else:
+        assert part.keys() == {"index", "function"}
+        assert part["function"].keys() == {"arguments"}
+        calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
 
 
 def _once(whole: dict[str, Any], part: dict[str, Any]) -> None:

@@ -190,6 +190,19 @@ async def test_what_actors_tell_is_counted_by_worker_and_role() -> None:
     assert scrape("vllm:num_requests_waiting", model_name="demo") == 4
 
 
+async def test_what_a_dead_worker_held_is_not_shown_any_more() -> None:
+    metrics = Metrics()
+    load = WorkerLoad(
+        used_pages=1, cached_pages=2, free_pages=1, running=7, leases=2, prefills=3, queued_prefill_tokens=0
+    )
+    metrics.holds(PREFILL, load)
+    metrics.holds(DECODE, load)
+    assert len([key for key in Scrape(metrics).samples if ("worker", "decode.1") in key[1]]) > 0
+    metrics.died(DECODE, final=False)
+    left = {dict(labels).get("worker") for _, labels in Scrape(metrics).samples} - {None}
+    assert left == {"prefill.0"}
+
+
 async def test_every_histogram_adds_up() -> None:
     metrics = Metrics()
     for number, family in enumerate(metrics.families):

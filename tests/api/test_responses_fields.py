@@ -25,6 +25,8 @@ SHARED: list[dict[str, Any]] = [
     {"stop_token_ids": [5]}, {"cache_salt": "mine"}, {"ignore_eos": True}, {"min_tokens": 3},
     {"allowed_token_ids": [5, 6]}, {"include_stop_str_in_output": True, "stop": "a"}, {"skip_special_tokens": False},
     {"truncate_prompt_tokens": 5}, {"add_special_tokens": True}, {"priority": 4}, {"timeout_s": 2.5},
+    {"structured_outputs": {"regex": "[a-z]+"}}, {"structured_outputs": {"choice": ["a", "b"]}},
+    {"bad_words": ["Hello"]},
 ]  # fmt: skip
 
 
@@ -108,6 +110,52 @@ async def test_tools_run_as_chats(
         assert own.json()["parallel_tool_calls"] is (many is not False)
     else:
         assert own.json()["error"]["param"] == theirs.json()["error"]["param"] == "tools"
+
+
+SCHEMA = {"type": "object", "properties": {"value": {"type": "integer"}}, "required": ["value"]}
+NAMED_SCHEMA = {"name": "sum", "schema": SCHEMA, "strict": True, "description": "A sum."}
+
+
+@pytest.mark.parametrize(
+    ("form", "chat_form"),
+    [
+        ({"type": "text"}, {"type": "text"}),
+        ({"type": "json_object"}, {"type": "json_object"}),
+        ({"type": "json_schema", **NAMED_SCHEMA}, {"type": "json_schema", "json_schema": NAMED_SCHEMA}),
+    ],
+)
+async def test_formats_constrain_as_chats(
+    http: httpx.AsyncClient, client: FakeClient, form: Any, chat_form: Any
+) -> None:
+    own = await http.post(URL, json=ask(text={"format": form}))
+    assert own.status_code == 200, own.text
+    assert own.json()["text"] == {"format": form}
+    assert (await http.post(CHAT, json={"messages": MESSAGES, "response_format": chat_form})).status_code == 200
+    mine, its = map(nameless, client.requests)
+    assert mine == its
+    assert (mine.params.constraint is None) is (form["type"] == "text")
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({"type": "json_schema", "name": "sum", "schema": {"type": 5}}, "text.format.schema"),
+        ({"type": "json_schema", "name": "sum", "schema": {"$ref": "#/nowhere"}}, "text.format.schema"),
+    ],
+)
+async def test_a_schema_that_is_none_is_refused(http: httpx.AsyncClient, form: Any, param: str) -> None:
+    answer = await http.post(URL, json=ask(text={"format": form}))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"].startswith(param)
+    assert error["param"] in error["message"]
+
+
+async def test_one_field_says_what_the_answer_looks_like(http: httpx.AsyncClient) -> None:
+    both = {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}
+    error = (await http.post(URL, json=ask(**both))).json()["error"]
+    assert error["param"] == "structured_outputs.regex"
+    assert "text.format" in error["message"]
 
 
 async def test_labels_are_shown_again(http: httpx.AsyncClient) -> None:

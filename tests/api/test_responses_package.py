@@ -77,6 +77,17 @@ def test_parsed_tool_arguments(sync_client: openai.OpenAI, client: FakeClient) -
     assert answer.output[0].parsed_arguments == Sum(value=95)
 
 
+def test_a_parsed_text(sync_client: openai.OpenAI, client: FakeClient) -> None:
+    client.texts = ('{"value": 95}',)
+    answer = sync_client.responses.parse(model="tiny", input=ASK, text_format=Sum)
+    assert answer.output_parsed == Sum(value=95)
+    constraint = client.requests[0].params.constraint
+    assert constraint is not None
+    assert constraint.grammar is not None
+    with sync_client.responses.stream(model="tiny", input=ASK, text_format=Sum) as stream:
+        assert stream.get_final_response().output_parsed == Sum(value=95)
+
+
 def test_retrieve_list_and_delete(sync_client: openai.OpenAI) -> None:
     done = sync_client.responses.create(model="tiny", input=ASK)
     again = sync_client.responses.retrieve(done.id)

@@ -36,8 +36,7 @@ REQUIRED = {"type": "function", "function": {"name": "weather"}}
 @pytest.fixture
 def model(model: ServedModel) -> ServedModel:
     forms = OutputForms(tools=TOOL_FORMS["hermes"], reasoning=REASONING_FORMS["think"])
-    start, end = (tuple(model.tokenizer.encode(tag)) for tag in ("<think>", "</think>"))
-    return msgspec.structs.replace(model, forms=forms, max_context_tokens=1000, think_start=start, think_end=end)
+    return msgspec.structs.replace(model, forms=forms, max_context_tokens=1000)
 
 
 def app_with(model: ServedModel, client: FakeClient, server: Server, tools: str | None) -> httpx.AsyncClient:

@@ -3,22 +3,26 @@
 import argparse
 import sys
 from importlib.metadata import version
+from typing import Annotated
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+Small = Annotated[int, Field(ge=0, le=999)]
+"""The demo model cannot call functions: what neither its grammar nor a penalty bounds would not end."""
 
 
 @tool
-def add(a: int, b: int) -> int:
+def add(a: Small, b: Small) -> int:
     """Adds two whole numbers."""
     return a + b
 
 
 class Sum(BaseModel):
-    a: int
-    b: int
+    a: Small
+    b: Small
     is_even: bool
 
 
@@ -67,7 +71,11 @@ def main() -> int:
     parser.add_argument("--url", required=True)
     url = parser.parse_args().url
     sys.stdout.write(f"langchain-openai {version('langchain-openai')}, langchain-core {version('langchain-core')}\n")
-    model = ChatOpenAI(base_url=f"{url}/v1", api_key="none", model="runtime-demo", temperature=0, max_retries=0)
+    model = ChatOpenAI(
+        base_url=f"{url}/v1", api_key="none", model="runtime-demo", temperature=0, max_retries=0, max_tokens=400,
+        frequency_penalty=2,
+        extra_body={"thinking_token_budget": 40},
+    )  # fmt: skip
     for step in (round_trip, streamed_call, streamed_text, structured):
         step(model)
         sys.stdout.write(f"{step.__name__}: right\n")

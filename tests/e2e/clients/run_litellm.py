@@ -12,6 +12,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import litellm
 
+SMALL = {"type": "integer", "minimum": 0, "maximum": 999}
+"""The demo model cannot call functions: what neither its grammar nor a penalty bounds would not end."""
 TOOL = {
     "type": "function",
     "function": {
@@ -19,7 +21,7 @@ TOOL = {
         "description": "Adds two whole numbers.",
         "parameters": {
             "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "properties": {"a": SMALL, "b": SMALL},
             "required": ["a", "b"],
             "additionalProperties": False,
         },
@@ -69,6 +71,7 @@ def main() -> int:
     sys.stdout.write(f"litellm {version('litellm')}\n")
     common = {
         "model": "openai/runtime-demo", "api_base": f"{url}/v1", "api_key": "none", "temperature": 0, "num_retries": 0,
+        "max_tokens": 400, "frequency_penalty": 2, "extra_body": {"thinking_token_budget": 40},
     }  # fmt: skip
     for step in (round_trip, streamed, asynchronous):
         step(common)
