@@ -29,12 +29,20 @@ def random_schema(seed: int) -> dict[str, Any]:
 
 
 def bounded(schema: Any) -> Any:
-    """The schema with an end to everything: no string, list or number goes on for ever, and no object is open."""
+    """The schema with an end to everything: no string, list or number goes on for ever, and no object is open.
+
+    Numbers become integers, for a schema cannot limit their digits behind the point; of the formats those go that have
+    no longest text.
+    """
     if isinstance(schema, list):
         return [bounded(item) for item in schema]
     if not isinstance(schema, dict) or "const" in schema or "enum" in schema:
         return schema
     found = {key: bounded(value) if key != "required" else value for key, value in schema.items()}
+    if found.get("type") == "number":
+        found["type"] = "integer"
+    if found.get("format") in ("date-time", "email"):
+        found["format"] = "date"
     kinds = schema.get("type", ())
     kinds = kinds if isinstance(kinds, list) else [kinds]
     if "string" in kinds and "format" not in schema:
