@@ -3,7 +3,6 @@
 import argparse
 import sys
 from importlib.metadata import version
-
 from typing import Annotated
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
