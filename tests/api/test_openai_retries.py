@@ -1,4 +1,4 @@
-"""The `openai` package tries again when it is told to, after the time that it is told, and parses what is structured."""
+"""The `openai` package tries again after the time that it is told, and parses what is structured."""
 
 from collections.abc import AsyncIterator, Iterator
 
