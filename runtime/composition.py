@@ -177,7 +177,7 @@ async def service(loaded: Loaded) -> AsyncIterator[Service]:
         telemetry=metrics,
     )
     make_text = partial(TextStream, loaded.tokenizer)
-    constraints = HostConstraints(loaded.tokenizer, loaded.plan.config.vocab_size)
+    constraints = await anyio.to_thread.run_sync(HostConstraints, loaded.tokenizer, loaded.plan.config.vocab_size)
     async with running_system(
         loaded.engines, loaded.topology, loaded.mover, make_text, options, constraints=constraints
     ) as system:

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import httpx
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -33,6 +34,11 @@ PHASES = (Phase.explicit, Phase.generate)
 
 PLAIN = OutputForms()
 FORMS = OutputForms(tools=TOOL_FORMS["hermes"], reasoning=REASONING_FORMS["think"])
+
+
+@pytest.fixture(autouse=True)
+def shapes() -> None:
+    """No check of every chunk's shape, which would take most of the time: other tests have each field's chunks."""
 
 
 @cache
