@@ -40,12 +40,12 @@ _JSON_OPTIONS: dict[str, Any] = {
 
 def grammar_of_schema(schema: Schema, param: str = "schema") -> str:
     """The grammar of the JSON texts that a schema allows, without white space before and behind."""
-    return str(LLMatcher.grammar_from_json_schema(_schema_text(schema, param), overrides=_JSON_OPTIONS))
+    return str(LLMatcher.grammar_from_json_schema(_schema_text(_object_of(schema), param), overrides=_JSON_OPTIONS))
 
 
 def json_in_lark(schema: Schema, param: str = "schema") -> str:
     """A schema as a term of a Lark rule, as in `call: "<tool_call>" ` followed by this. See `grammar_of_lark`."""
-    text = _schema_text({} if schema is True else {"not": {}} if schema is False else schema, param)
+    text = _schema_text(_object_of(schema), param)
     options = json.dumps(_JSON_OPTIONS)
     return f'%json {text[:-1]}{"" if text == "{}" else ", "}"x-guidance": {options}}}'
 
@@ -105,6 +105,11 @@ def decoded_object(text: str, param: str) -> dict[str, Any]:
 def _check_length(param: str, text: str, limit: int) -> None:
     if not 1 <= len(text) <= limit:
         raise RequestError(f"{param}: must have 1 to {limit} characters, got {len(text)}", param=param)
+
+
+def _object_of(schema: Schema) -> Schema:
+    """A boolean schema as an object, which alone can have options."""
+    return {} if schema is True else {"not": {}} if schema is False else schema
 
 
 def _schema_text(schema: Schema, param: str) -> str:

@@ -204,3 +204,11 @@ async def test_unknown_keys_of_structured_outputs_are_refused_by_name(http: http
     answer = await http.post("/v1/chat/completions", json=chat(structured_outputs={"whitespace_pattern": " "}))
     assert answer.status_code == 400
     assert "whitespace_pattern" in answer.text
+
+
+def test_a_boolean_is_a_schema(served: ServedModel) -> None:
+    spec = resolve_constraint(ChatBody(guided_json=True), served)
+    assert spec is not None
+    assert fits(served, spec, '{"a": 1}')
+    with pytest.raises(RequestError, match="guided_json"):
+        resolve_constraint(ChatBody(guided_json=False), served)
