@@ -29,8 +29,10 @@ MAX_GRAMMAR_CHARS = 64 * 1024
 ANY_OBJECT: Schema = {"type": "object"}
 
 _JSON_OPTIONS: dict[str, Any] = {
-    # One blank, or one line break with its indent, between two tokens: weak models never come back from white space.
-    "whitespace_pattern": r" |\r?\n[ \t]{0,32}",
+    # One space at most, behind commas and colons: weak models do not come back from white space.
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
     "lenient": False,
     "coerce_one_of": False,
 }

@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import jsonschema
 
-from tests.constraints.schemas import random_schema
+from tests.constraints.schemas import bounded, random_schema
 
 PROMPT = "What is 37 + 58? Answer as JSON."
 
 
 async def ask(client: httpx.AsyncClient, seed: int, options: argparse.Namespace) -> str:
     """How one answer came out: `valid`, `invalid`, `long`, or `failed`."""
-    schema = random_schema(seed)
+    schema = random_schema(seed) if options.unbounded else bounded(random_schema(seed))
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": PROMPT}],
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--url", required=True)
     parser.add_argument("--schemas", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--unbounded", action="store_true", help="leave strings, lists and numbers without an end")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=600)
     parser.add_argument("--temperature", type=float, default=1.0)

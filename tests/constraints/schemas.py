@@ -28,6 +28,29 @@ def random_schema(seed: int) -> dict[str, Any]:
     return schema
 
 
+def bounded(schema: Any) -> Any:
+    """The schema with an end to everything: no string, list or number goes on for ever, and no object is open."""
+    if isinstance(schema, list):
+        return [bounded(item) for item in schema]
+    if not isinstance(schema, dict) or "const" in schema or "enum" in schema:
+        return schema
+    found = {key: bounded(value) if key != "required" else value for key, value in schema.items()}
+    kinds = schema.get("type", ())
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if "string" in kinds and "format" not in schema:
+        found.setdefault("maxLength", 16)
+    if "array" in kinds and "prefixItems" not in schema:
+        found.setdefault("maxItems", 4)
+    if "object" in kinds:
+        found["additionalProperties"] = False
+    if {"integer", "number"} & {*kinds} and not {"maximum", "exclusiveMaximum"} & {*schema}:
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -1000))
+        found |= {"maximum": low + 5000} | ({} if {"minimum", "exclusiveMinimum"} & {*schema} else {"minimum": low})
+    elif {"integer", "number"} & {*kinds} and not {"minimum", "exclusiveMinimum"} & {*schema}:
+        found["minimum"] = schema.get("maximum", schema.get("exclusiveMaximum")) - 5000
+    return found
+
+
 def _value(random: Random, depth: int, refs: tuple[str, ...]) -> dict[str, Any]:
     makers = [_string, _string, _integer, _number, _enum, _const, _plain]
     if depth < 3:

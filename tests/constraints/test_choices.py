@@ -99,8 +99,8 @@ def test_walks_through_a_regular_expression_match_it(regex: str) -> None:
         (grammar_of_schema({"type": "integer", "minimum": 10, "maximum": 20}), ["10", "17"], ["9", "21", " 10"]),
         (
             grammar_of_schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
-            ['{"a":1}', '{"a": 1}', '{\n  "a": 1\n}', '{"a":1,"b":[]}'],
-            ['{"a":  1}', "{}", '{"a":1}\n', '{"b":1}', '{"a":1.5}'],
+            ['{"a":1}', '{"a": 1}', '{"a":1,"b":[]}', '{"a": 1, "b": [1, 2]}'],
+            ['{"a":  1}', '{ "a":1}', '{\n"a":1}', "{}", '{"a":1}\n', '{"b":1}', '{"a":1.5}'],
         ),
         (
             grammar_of_lark(f'start: "<call>" body "</call>"\nbody: {json_in_lark({"type": "boolean"})}'),

@@ -6,7 +6,7 @@ import pytest
 from api.structured import grammar_of_schema
 from runtime.constraints import HostConstraints
 from runtime.sampling_params import ConstraintSpec, SamplingParams
-from tests.constraints.schemas import random_schema
+from tests.constraints.schemas import bounded, random_schema
 from tests.constraints.walks import walk
 from tests.runtime.tiny_tokenizer import TURN_END, tiny_tokenizer
 
@@ -56,3 +56,11 @@ def test_random_schemas_are_the_same_for_a_seed_and_of_many_kinds() -> None:
         "format",
     ):
         assert sum(f'"{keyword}"' in text for text in texts) > 5, keyword
+
+
+def test_bounded_schemas_are_schemas_that_can_be_fulfilled() -> None:
+    constraints = HostConstraints(tiny_tokenizer(), VOCAB_SIZE)
+    for seed in range(100):
+        schema = bounded(random_schema(seed))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert constraints.check_grammar(grammar_of_schema(schema)) is None, schema

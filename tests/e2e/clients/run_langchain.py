@@ -3,7 +3,6 @@
 import argparse
 import sys
 from importlib.metadata import version
-
 from typing import Annotated
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -12,7 +11,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 
 Small = Annotated[int, Field(ge=0, le=999)]
-"""The demo model cannot call functions: what its grammar does not bound would not end."""
+"""The demo model cannot call functions: what neither its grammar nor a penalty bounds would not end."""
 
 
 @tool
@@ -73,7 +72,8 @@ def main() -> int:
     url = parser.parse_args().url
     sys.stdout.write(f"langchain-openai {version('langchain-openai')}, langchain-core {version('langchain-core')}\n")
     model = ChatOpenAI(
-        base_url=f"{url}/v1", api_key="none", model="runtime-demo", temperature=0, max_retries=0, max_tokens=200,
+        base_url=f"{url}/v1", api_key="none", model="runtime-demo", temperature=0, max_retries=0, max_tokens=400,
+        frequency_penalty=2,
         extra_body={"thinking_token_budget": 40},
     )  # fmt: skip
     for step in (round_trip, streamed_call, streamed_text, structured):

@@ -13,7 +13,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import litellm
 
 SMALL = {"type": "integer", "minimum": 0, "maximum": 999}
-"""The demo model cannot call functions: what its grammar does not bound would not end."""
+"""The demo model cannot call functions: what neither its grammar nor a penalty bounds would not end."""
 TOOL = {
     "type": "function",
     "function": {
@@ -71,7 +71,7 @@ def main() -> int:
     sys.stdout.write(f"litellm {version('litellm')}\n")
     common = {
         "model": "openai/runtime-demo", "api_base": f"{url}/v1", "api_key": "none", "temperature": 0, "num_retries": 0,
-        "max_tokens": 200, "extra_body": {"thinking_token_budget": 40},
+        "max_tokens": 400, "frequency_penalty": 2, "extra_body": {"thinking_token_budget": 40},
     }  # fmt: skip
     for step in (round_trip, streamed, asynchronous):
         step(common)
