@@ -37,16 +37,28 @@ _JSON_OPTIONS: dict[str, Any] = {
     "coerce_one_of": False,
 }
 
+_ONE_LINE_OPTIONS: dict[str, Any] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+"""As chat templates show calls."""
+
 
 def grammar_of_schema(schema: Schema, param: str = "schema") -> str:
     """The grammar of the JSON texts that a schema allows, without white space before and behind."""
     return str(LLMatcher.grammar_from_json_schema(_schema_text(_object_of(schema), param), overrides=_JSON_OPTIONS))
 
 
-def json_in_lark(schema: Schema, param: str = "schema") -> str:
-    """A schema as a term of a Lark rule, as in `call: "<tool_call>" ` followed by this. See `grammar_of_lark`."""
+def json_in_lark(schema: Schema, param: str = "schema", *, one_line: bool = False) -> str:
+    """A schema as a term of a Lark rule, as in `call: "<tool_call>" ` followed by this. See `grammar_of_lark`.
+
+    With `one_line` its JSON is spelled in one way, with a blank behind every comma and colon.
+    """
     text = _schema_text(_object_of(schema), param)
-    options = json.dumps(_JSON_OPTIONS)
+    options = json.dumps(_ONE_LINE_OPTIONS if one_line else _JSON_OPTIONS)
     return f'%json {text[:-1]}{"" if text == "{}" else ", "}"x-guidance": {options}}}'
 
 

@@ -188,7 +188,7 @@ class _Grammar:
             before = self._terms(self._layout.before(tool.name)[skip:])
             after = self._terms(self._layout.after)
             rules.append(f"call_{index}: {' '.join([*before, f'arguments_{index}', *after])}")
-            schema = json_in_lark(tool.schema, f"{tool.param}.function.parameters")
+            schema = json_in_lark(tool.schema, f"{tool.param}.function.parameters", one_line=True)
             rules.append(f"arguments_{index}: {schema}")
         return rules
 

@@ -114,6 +114,7 @@ def test_a_forced_answer_is_calls_that_fit_their_schemas(form: str, template: st
         counts.add(len(calls))
         for name, arguments in calls:
             jsonschema.validate(json.loads(arguments), schemas[name])
+            assert not set("\n\t").intersection(arguments)
     assert min(counts) == 1
     assert (max(counts) > 1) == many
 

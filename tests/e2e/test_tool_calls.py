@@ -64,7 +64,7 @@ def test_forced_calls_fit_their_schemas(client: openai.OpenAI) -> None:
     for index, tool in enumerate(tools):
         answer = client.chat.completions.create(
             model="runtime-demo", messages=[{"role": "user", "content": "What is 37 + 58?"}], tools=[tool], seed=index,
-            tool_choice={"type": "function", "function": {"name": f"tool_{index}"}}, temperature=0.8, max_tokens=400,
+            tool_choice={"type": "function", "function": {"name": f"tool_{index}"}}, temperature=0.8, max_tokens=300,
             extra_body={"thinking_token_budget": 24},
         )  # fmt: skip
         choice = answer.choices[0]
@@ -79,7 +79,7 @@ def test_a_streamed_answer_of_any_of_several_tools(client: openai.OpenAI) -> Non
     tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in schemas.items()]
     shape = {
         "model": "runtime-demo", "messages": [{"role": "user", "content": "Compute 12*7"}], "tools": tools, "seed": 5,
-        "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 400,
+        "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300,
         "extra_body": {"thinking_token_budget": 24},
     }  # fmt: skip
     with client.chat.completions.stream(**shape) as stream:
