@@ -112,7 +112,7 @@ def prompt_records(request: GenerateRequest) -> tuple[TokenRecord, ...]:
     if count is None:
         return ()
     return tuple(
-        TokenRecord(token, -0.5 - position, tuple((token + 1 - rank, 0.0 - rank) for rank in range(count)))
+        TokenRecord(token, -0.5 - position, tuple((max(token + 1 - rank, 0), 0.0 - rank) for rank in range(count)))
         for position, token in enumerate(request.prompt[1:])
     )
 
