@@ -91,7 +91,7 @@ def _turn(index: int, message: ChatMessage) -> dict[str, Any]:
         raise RequestError(f"{param}.content: needed for role {role}", param=f"{param}.content")
     turn: dict[str, Any] = {"role": role, "content": content}
     if calls:
-        turn["tool_calls"] = [_call(call) for call in calls]
+        turn["tool_calls"] = [_call(f"{param}.tool_calls[{number}]", call) for number, call in enumerate(calls)]
     extras = {
         "name": message.name,
         "tool_call_id": message.tool_call_id,
@@ -117,7 +117,9 @@ def _text(param: str, message: ChatMessage) -> str | None:
     return "".join(texts)
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(param: str, call: ToolCall) -> dict[str, Any]:
+    if call.type != "function":
+        raise RequestError(f"{param}.type: only functions are called, got {call.type[:40]!r}", param=f"{param}.type")
     arguments = call.function.arguments
     text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
     return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": text}}

@@ -180,7 +180,7 @@ _RESPONSES = _SHARED | {
     "n": Note("Only 1 is served.", between(1, 1)),
     "parallel_tool_calls": Note("Whether the model may call several tools at once."),
     "reasoning": Note("How to think."),
-    "service_tier": Note("Shown again: there is one.", _enum(*TIERS)),
+    "service_tier": Note("Changes nothing: there is one, `default`, which answers show.", _enum(*TIERS)),
     "text": Note("The form of the answer's text."),
     "tool_choice": Note("Whether tools may or must be called, and which."),
     "tools": Note("Functions that the model may call."),
@@ -242,7 +242,7 @@ NOTES: dict[str, dict[str, Note]] = {
     "ToolCall": {
         "function": Note("What was called."),
         "id": Note("The call's id."),
-        "type": Note("Only functions are called."),
+        "type": Note("Only functions are called.", {"enum": ["function"]}),
     },
     "CalledFunction": {
         "name": Note("The function's name."),

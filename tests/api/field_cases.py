@@ -4,7 +4,7 @@
 field and does not show without it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,14 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
 class Seen:
     """One request's traces: what the engine was asked, and the answer, a list of events if it was streamed."""
 
-    request: GenerateRequest
+    requests: Sequence[GenerateRequest]
     prompt: str
     answer: Any
+
+    @property
+    def request(self) -> GenerateRequest:
+        """The only one, or the last."""
+        return self.requests[-1]
 
     @property
     def choice(self) -> Any:
@@ -72,7 +77,7 @@ def _usage_events(seen: Seen) -> int:
     return sum(1 for event in seen.answer if isinstance(event, dict) and event.get("usage"))
 
 
-def _grammar(seen: Seen) -> bool:
+def has_grammar(seen: Seen) -> bool:
     """Whether the answer has to be of some form (which, the tests of structured output look at)."""
     return getattr(seen.request.params.constraint, "grammar", None) is not None
 
@@ -111,12 +116,12 @@ SHARED: dict[str, Case] = {
     "truncate_prompt_tokens": Effect(2, lambda seen: len(seen.request.prompt), 2),
     "priority": Effect(-3, lambda seen: seen.request.priority, -3),
     "timeout_s": Effect(1.5, lambda seen: seen.request.timeout_s, 1.5),
-    "response_format": Effect({"type": "json_object"}, _grammar, True),
-    "structured_outputs": Effect({"choice": ["yes"]}, _grammar, True),
-    "guided_json": Effect({"type": "integer"}, _grammar, True),
-    "guided_regex": Effect("[0-9]+", _grammar, True),
-    "guided_choice": Effect(["yes", "no"], _grammar, True),
-    "guided_grammar": Effect('root ::= "yes"', _grammar, True),
+    "response_format": Effect({"type": "json_object"}, has_grammar, True),
+    "structured_outputs": Effect({"choice": ["yes"]}, has_grammar, True),
+    "guided_json": Effect({"type": "integer"}, has_grammar, True),
+    "guided_regex": Effect("[0-9]+", has_grammar, True),
+    "guided_choice": Effect(["yes", "no"], has_grammar, True),
+    "guided_grammar": Effect('root ::= "yes"', has_grammar, True),
     "bad_words": Effect(["Hello"], lambda seen: getattr(seen.request.params.constraint, "bad_words", ()) != (), True),
     "thinking_token_budget": Elsewhere("tests.api.test_structured:test_a_budget_needs_a_model_that_thinks"),
     "use_beam_search": Refusal(True),

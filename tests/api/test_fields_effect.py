@@ -43,9 +43,8 @@ async def seen(model: ServedModel, route: str, fields: dict[str, Any]) -> tuple[
     if response.status_code != 200:
         return response, None
     answer = parse_events(response.content) if fields.get("stream") else response.json()
-    request = client.requests[-1]
-    prompt = b"".join(map(model.tokenizer.piece, request.prompt)).decode()
-    return response, Seen(request, prompt, answer)
+    prompt = b"".join(map(model.tokenizer.piece, client.requests[-1].prompt)).decode()
+    return response, Seen(client.requests, prompt, answer)
 
 
 @pytest.mark.parametrize(("route", "name"), CASES, ids=lambda part: part.removeprefix("/v1/"))
