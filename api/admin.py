@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.client import WorkerClient
 from actors.messages import Address, DrainAnswer, ErrorInfo, WorkerStatus
+from api.bodies import decode_small
 from api.errors import error_body, send_error
 from api.generate import read_body
 from api.health import worker_body
@@ -130,16 +131,13 @@ def _is_local(client: tuple[str, int] | None) -> bool:
 
 
 async def _body(request: Request, kind: type[Any], empty: Any) -> Any:
-    """The decoded body, or `empty` where there is none. Raises RequestError."""
+    """The decoded body, or `empty` where there is none. Raises RequestError that names the field."""
     data = await read_body(request.receive, _MAX_BODY_BYTES, _BODY_TIMEOUT_S)
     if data is None:
         raise RequestError("the client went away before the end of its body")
     if not data and empty is not None:
         return empty
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
-        raise RequestError(f"the body is not as expected: {error}") from error
+    return decode_small(data, kind)
 
 
 def _name(request: Request) -> Address:

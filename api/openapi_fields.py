@@ -15,7 +15,7 @@ from api.grammar_text import MAX_CHOICES, MAX_GRAMMAR_CHARS, MAX_REGEX_CHARS
 from api.responses.prepare import (
     ENCRYPTED,
     LOGPROBS,
-    MAX_LABEL,
+    MAX_LABEL_CHARS,
     MAX_METADATA,
     MAX_METADATA_KEY,
     MAX_METADATA_VALUE,
@@ -186,10 +186,8 @@ _RESPONSES = _SHARED | {
     "tools": Note("Functions that the model may call."),
     "top_logprobs": Note("Sends log-probabilities, with so many alternatives to each token.", between(0, MAX_LOGPROBS)),
     "truncation": Note("`auto` drops the oldest turns of a conversation that is too long.", _enum("auto", "disabled")),
-    "user": Note("Shown again.", {"maxLength": MAX_LABEL}),
-    "safety_identifier": Note("Shown again.", {"maxLength": MAX_LABEL}),
-    "prompt_cache_key": Note("Shown again.", {"maxLength": MAX_LABEL}),
     "chat_template_kwargs": Note("The template's own variables."),
+    **{name: Note("Shown again.", {"maxLength": limit}) for name, limit in MAX_LABEL_CHARS.items()},
     **{name: Note(f"Refused: {reason}.") for name, reason in REFUSED.items()},
 }
 

@@ -36,7 +36,7 @@ TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 MAX_METADATA = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
-MAX_LABEL = 512
+MAX_LABEL_CHARS = {"user": 512, "safety_identifier": 64, "prompt_cache_key": 512}
 
 _FORMAT_KEYS = ("type", "name", "description", "schema", "strict")
 _LEVELS = 16
@@ -128,10 +128,10 @@ def _check_labels(body: ResponsesBody) -> None:
                 f" {len(key)} and {len(value)}",
                 param="metadata",
             )
-    for name in ("user", "safety_identifier", "prompt_cache_key"):
+    for name, limit in MAX_LABEL_CHARS.items():
         value = getattr(body, name) or ""
-        if len(value) > MAX_LABEL:
-            raise RequestError(f"{name}: at most {MAX_LABEL} characters, got {len(value)}", param=name)
+        if len(value) > limit:
+            raise RequestError(f"{name}: at most {limit} characters, got {len(value)}", param=name)
 
 
 def _keep(body: ResponsesBody, *, can_keep: bool) -> bool:

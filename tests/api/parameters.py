@@ -59,7 +59,8 @@ def _fields(
 def probes(schema: dict[str, Any]) -> Iterator[tuple[Any, bool]]:
     """Values at the limits of a schema, which are allowed, and values just beyond, which are not.
 
-    Where only the size of a text, a list or an object matters, what fills it is made up.
+    Where only the size of a text, a list or an object matters, what fills it is made up; lists of what cannot be made
+    up are only left empty.
     """
     kinds = {one.get("type") for one in schema.get("anyOf", [schema])}
     yield from _numbers(schema, is_whole="number" not in kinds)
@@ -71,7 +72,9 @@ def probes(schema: dict[str, Any]) -> Iterator[tuple[Any, bool]]:
     if "enum" in schema:
         yield "surely-not", False
     items = schema.get("items", {})
-    if "array" in kinds and "$ref" not in items:
+    if "array" in kinds and "type" not in items and schema.get("minItems"):
+        yield [], False
+    if "array" in kinds and ("type" in items or "enum" in items):
         make = (lambda index: index + 3) if items.get("type") == "integer" else "x{}".format
         yield from _sized(schema, "Items", lambda size: [make(index) for index in range(size)])
         yield from (([value], allowed) for value, allowed in probes(items))

@@ -176,6 +176,8 @@ async def test_refusals_say_why(http: httpx.AsyncClient) -> None:
 async def test_a_bad_body_is_refused(http: httpx.AsyncClient, workers: Workers, body: str) -> None:
     response = await http.post("/admin/workers/decode.0/drain", content=body)
     assert response.status_code == 400
+    named = {"timeout_s", "timeout"} & {part for part in body.split('"')}
+    assert {response.json()["error"]["param"]} == (named or {None})
     assert workers.timeouts == []
 
 
@@ -209,8 +211,8 @@ async def test_corruption_that_nobody_checks_comes_with_a_warning(http: httpx.As
     [
         ({"spec": "decode.0:crash"}, "spec 'decode.0:crash': allowed: crash@step=N or crash@chunk=N"),
         ({"spec": "decode.9:slow=2"}, "no worker 'decode.9'"),
-        ({"spec": 5}, "the body is not as expected"),
-        ({}, "the body is not as expected"),
+        ({"spec": 5}, "spec: expected `str`, got `int`"),
+        ({}, "spec: object missing required field `spec`"),
     ],
 )
 async def test_an_order_that_is_not_understood_changes_nothing(

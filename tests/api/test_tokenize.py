@@ -69,7 +69,7 @@ async def test_the_tokenizer_tells_what_a_client_without_one_needs(
         ("/tokenize", {"prompt": "a", "model": "gpt-9"}, "model"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/tokenize", {"messages": 5}, "messages"),
-        ("/detokenize", {}, None),
+        ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [1, "a"]}, "tokens[1]"),
         ("/detokenize", {"tokens": [400]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
@@ -78,7 +78,7 @@ async def test_the_tokenizer_tells_what_a_client_without_one_needs(
     ],
 )
 async def test_bad_bodies_are_refused_by_the_field(
-    http: httpx.AsyncClient, path: str, body: dict[str, object], param: str | None
+    http: httpx.AsyncClient, path: str, body: dict[str, object], param: str
 ) -> None:
     answer = await http.post(path, json=body)
     assert answer.status_code == (404 if param == "model" else 400)
