@@ -65,8 +65,9 @@ async def test_the_field(model: ServedModel, whole_tokenizer: Tokenizer, route: 
             assert error["param"].split(".")[0].split("[")[0] == name
             assert case.words in error["message"]
         case Elsewhere() as case:
-            module, function = case.test.split(":")
-            assert callable(getattr(import_module(module), function))
+            module, _, function = case.test.partition(":")
+            assert function.startswith("test_")
+            assert getattr(import_module(module), function).__module__ == module
 
 
 @pytest.mark.parametrize("route", BODIES)
