@@ -34,7 +34,8 @@ class ChoiceConstraint:
         self._stop_ids = frozenset(params.stop_token_ids)
         self._stop = pack(self._stop_ids, grammars.vocab_size)
         self._allowed = None if params.allowed_mask is None else unpacked(params.allowed_mask, grammars.vocab_size)
-        self._can_stop = bool((self._stop if self._allowed is None else self._stop & self._allowed).any())
+        ends = self._stop if self._allowed is None else self._stop & self._allowed
+        self._ends = frozenset(token for token in self._stop_ids if has(ends, token))
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
         self._recent: list[int] = []
@@ -98,7 +99,7 @@ class ChoiceConstraint:
 
     def settle(self) -> None:
         """Ends the choice where its grammar may end, nothing else can follow, and no stop id may be sampled."""
-        if self._can_stop and self._num_tokens >= self._min_tokens:
+        if self._num_tokens >= self._min_tokens and self._ends - self._bad_words.excluded(self._recent):
             return
         matcher = self.pending_matcher
         if matcher is not None and matcher.is_accepting():

@@ -183,6 +183,16 @@ def test_without_stop_ids_the_answer_is_complete_where_only_they_could_follow() 
     assert b in next_tokens(constraint)
 
 
+def test_an_answer_whose_stop_ids_are_bad_words_is_complete_where_only_they_could_follow() -> None:
+    """It has to be known with the last token: a mask that comes later cannot end the choice."""
+    a, b = (tiny().encode(text)[0] for text in "ab")
+    fields = {"grammar": grammar_of_regex("ab*"), "bad_words": ((b,), (stop_id(),))}
+    constraint = begin(**fields)
+    constraint.advance(a)
+    assert constraint.is_complete
+    assert begin([a], **fields).is_complete, "wherever the choice goes on"
+
+
 def test_before_min_tokens_no_stop_id_is_offered() -> None:
     [a] = tiny().encode("a")
     constraint = begin([a], grammar=grammar_of_regex("a+"), min_tokens=2)
