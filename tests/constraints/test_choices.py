@@ -16,7 +16,7 @@ from api.grammar_text import (
     grammar_of_text,
     json_in_lark,
 )
-from runtime.constraints import Constraint, ConstraintError, HostConstraints
+from runtime.constraints import Constraint, ConstraintError, HostConstraints, grammars
 from runtime.constraints.grammars import MAX_COMPILED
 from runtime.sampling_params import ConstraintSpec, SamplingParams
 from runtime.tokens import Tokenizer
@@ -157,6 +157,37 @@ def test_a_stop_id_before_the_grammar_may_end_is_a_fault_of_its_choice() -> None
         constraint.advance(stop_id())
     with pytest.raises(ConstraintError, match="may not end"):
         constraint.mask()
+
+
+def wear_out(constraints: HostConstraints, grammar: str) -> None:
+    """Follows an answer until the states that kept grammars have room for are used up, twice."""
+    letters = [tiny().encode(text)[0] for text in "abcd"]
+    constraint = constraints.begin(params(grammar=grammar), ())
+    random = Random(1)
+    with pytest.raises(ConstraintError, match="too many states"):  # noqa: PT012 either call may be the one
+        for _ in range(10_000):
+            constraint.advance(random.choice(letters))
+            constraint.mask()
+
+
+def test_answers_that_use_up_a_kept_grammar_do_not_spoil_it_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All copies share the states of the kept grammar, which are limited and never given back."""
+    monkeypatch.setitem(grammars._LIMITS, "max_lexer_states", 3000)
+    grammar = grammar_of_regex("[a-z]*a[a-z]{18}b")
+    own = HostConstraints(tiny(), VOCAB_SIZE, num_threads=1)
+    a, b = (tiny().encode(text)[0] for text in "ab")
+    under_way, unread = own.begin(params(grammar=grammar), (a, b, a)), own.begin(params(grammar=grammar), (a,))
+    wear_out(own, grammar)
+    random = Random("another path")
+    for _ in range(200):
+        token = random.choice((a, b))
+        [batch] = own.masks([under_way])
+        assert token in allowed(batch, VOCAB_SIZE)
+        under_way.advance(token)
+    unread.advance(b)
+    assert unread.mask() == HostConstraints(tiny(), VOCAB_SIZE).begin(params(grammar=grammar), (a, b)).mask()
+    assert own.check_grammar(grammar) is None
+    assert a in allowed(own.begin(params(grammar=grammar), (a, b, b)).mask(), VOCAB_SIZE)
 
 
 def test_an_answer_is_complete_where_nothing_can_follow() -> None:
