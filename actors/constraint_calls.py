@@ -1,7 +1,8 @@
 """A worker's calls on the constraints of its choices, on a thread of their own beside the slice's.
 
 So the forward pass of a step goes on while the masks for its sample are made. Grammars are the clients': one that fails
-or never ends costs its own choice and nobody else's, which is why errors come back as values here.
+costs its own choice and nobody else's, which is why errors come back as values here. A call that does not come back in
+time costs all the choices that it was made for, and no others.
 """
 
 from collections.abc import Callable, Sequence

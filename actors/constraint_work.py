@@ -19,7 +19,7 @@ Reject = Callable[[Context, Key, tuple[int, ...], int, ErrorInfo], None]
 """Gives choices of a group up for good, behind so many tokens of their answers."""
 
 _BIND_S = 0.01
-"""For so long at most the beginnings of constraints hold up a turn; a step is in flight meanwhile."""
+"""After so long no further constraint is begun in a turn; a step is in flight meanwhile."""
 
 
 class ConstraintWork:

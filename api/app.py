@@ -88,7 +88,7 @@ def _middleware(settings: ApiSettings, operations: Operations) -> list[Middlewar
                 allow_origins=settings.cors_origins,
                 allow_methods=("GET", "POST", "DELETE"),
                 allow_headers=("*",),
-                expose_headers=("x-request-id", "retry-after"),
+                expose_headers=("x-request-id", "retry-after", "x-should-retry"),
             )
         )
     return [*layers, Middleware(Keys, api_keys=settings.api_keys)]

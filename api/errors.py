@@ -16,6 +16,9 @@ from runtime.errors import RequestError
 
 INTERNAL_ERROR = ErrorInfo(status=500, message="the server failed to answer this request", code="internal_error")
 
+DEADLINE_EXCEEDED = "deadline_exceeded"
+"""The code of a request that was not complete within its `timeout_s`."""
+
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -56,10 +59,15 @@ async def send_json(
 
 
 async def send_error(send: Send, error: ErrorInfo) -> None:
-    """Sends an error as a whole response. A connection whose request never came to its end is closed after it."""
+    """Sends an error as a whole response. A connection whose request never came to its end is closed after it.
+
+    OpenAI's clients try again after every 5xx unless they are told not to; a request whose time is over has none left.
+    """
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if error.retry_after_s is not None:
         headers = ((b"retry-after", str(error.retry_after_s).encode()),)
+    if error.code == DEADLINE_EXCEEDED:
+        headers = (*headers, (b"x-should-retry", b"false"))
     if error.status == HTTPStatus.REQUEST_TIMEOUT:
         headers = (*headers, (b"connection", b"close"))
     await send_json(send, error_body(error), status=error.status, headers=headers)

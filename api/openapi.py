@@ -34,6 +34,12 @@ _RETRY_HEADER = {
         "schema": {"type": "string", "pattern": r"^\d+$"},
     }
 }
+_FINAL_HEADER = {
+    "x-should-retry": {
+        "description": "That trying again is of no use.",
+        "schema": {"type": "string", "const": "false"},
+    }
+}
 _CONVERTER = re.compile(r"{(\w+):\w+}")
 
 
@@ -150,5 +156,6 @@ def _event(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _response(status: int, content: dict[str, Any]) -> dict[str, Any]:
-    headers = _ID_HEADER | (_RETRY_HEADER if status in (429, 503) else {})
+    more = {429: _RETRY_HEADER, 503: _RETRY_HEADER, 504: _FINAL_HEADER}
+    headers = _ID_HEADER | more.get(status, {})
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}

@@ -17,7 +17,7 @@ from api.checks import check_token_ids, shown, whole_in_range
 from api.model import ApiSettings, ServedModel
 from api.parsers.parts import ContentParser, OutputParser
 from api.sampling import resolve_sampling
-from api.schema import UNSUPPORTED, SamplingBody
+from api.schema import UNSUPPORTED, CompletionBody, SamplingBody
 from api.structured import constraint_behind, resolve_constraint
 from api.text_options import resolve_text
 from api.truncation import cut_tokens, num_added
@@ -28,6 +28,10 @@ from runtime.text_stream import TextOptions
 MAX_SALT_CHARS = 512
 MAX_TIMEOUT_S = 86_400.0
 MAX_PRIORITY = 2**31 - 1
+MAX_PROMPT_ENTRIES = 2**20
+"""Logprobs of prompts' tokens, alternatives included, in one answer: some 50 MB of JSON, written between two tokens of
+everybody else.
+"""
 
 
 CallShape = Literal["none", "tool_calls", "function_call"]
@@ -133,6 +137,7 @@ def make_job(
     priority = whole_in_range("priority", body.priority, -MAX_PRIORITY, MAX_PRIORITY, 0)
     timeout_s = _timeout_s(body.timeout_s)
     scored = _prompt_logprobs(body.prompt_logprobs)
+    _check_prompt_entries(body, prompts, num_choices, (scored, logprobs if echo else None))
     in_engine = max((count for count in (scored, logprobs if echo else None) if count is not None), default=None)
     constraint = resolve_constraint(body, model, demanded=grammar)
     job_id = f"{prefix}-{uuid.uuid4().hex}"
@@ -222,6 +227,21 @@ def _stream_options(body: SamplingBody) -> tuple[bool, bool]:
 def _prompt_logprobs(asked: int | None) -> int | None:
     """Alternatives that are shown of each token of the prompt."""
     return None if asked is None else whole_in_range("prompt_logprobs", asked, 0, MAX_LOGPROBS, 0)
+
+
+def _check_prompt_entries(
+    body: SamplingBody, prompts: Sequence[Prompt], num_choices: int, counts: tuple[int | None, int | None]
+) -> None:
+    """Bounds what is told of the prompts. Every choice of a completion brings all of its prompt's along."""
+    copies = num_choices if isinstance(body, CompletionBody) else 1
+    for param, count in zip(("prompt_logprobs", "logprobs"), counts, strict=True):
+        entries = sum(len(prompt.tokens) for prompt in prompts) * copies * ((count or 0) + 1)
+        if count is not None and entries > MAX_PROMPT_ENTRIES:
+            raise RequestError(
+                f"{param}: {count} alternatives to each token of the prompts of {copies} choices each make {entries} "
+                f"logprobs in one answer; allowed: {MAX_PROMPT_ENTRIES}",
+                param=param,
+            )
 
 
 def _echo(prompt: Prompt, options: TextOptions, model: ServedModel) -> Echo:

@@ -3,17 +3,20 @@
 Everything follows from the tokens, so a choice that moves to another worker goes on exactly where it was.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.constraints.bad_words import BadWords
 from runtime.constraints.bits import Words, has, pack, to_bytes, unpacked
-from runtime.constraints.grammars import Grammars, raise_failure
+from runtime.constraints.grammars import Grammars, is_worn, raise_failure
 from runtime.constraints.thinking import Thinking
 from runtime.errors import ConstraintError
 from runtime.sampling_params import ConstraintSpec, SamplingParams
+
+T = TypeVar("T")
 
 
 class ChoiceConstraint:
@@ -27,14 +30,22 @@ class ChoiceConstraint:
         spec = params.constraint or ConstraintSpec()
         self._grammars = grammars
         self._existing = existing
-        self._matcher: Any | None = None if spec.grammar is None else grammars.begin(spec.grammar)
+        self._grammar = spec.grammar
+        self._matcher: Any | None = None
+        self._kept: Any | None = None
+        self._taken: list[int] = []
+        self._is_renewed = False
+        if spec.grammar is not None:
+            self._kept = grammars.kept(spec.grammar)
+            self._matcher = self._kept.deep_copy()
         self._thinking = Thinking(spec)
         self._think_start = spec.think_start
         self._bad_words = BadWords(spec.bad_words)
         self._stop_ids = frozenset(params.stop_token_ids)
         self._stop = pack(self._stop_ids, grammars.vocab_size)
         self._allowed = None if params.allowed_mask is None else unpacked(params.allowed_mask, grammars.vocab_size)
-        self._can_stop = bool((self._stop if self._allowed is None else self._stop & self._allowed).any())
+        ends = self._stop if self._allowed is None else self._stop & self._allowed
+        self._ends = frozenset(token for token in self._stop_ids if has(ends, token))
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
         self._recent: list[int] = []
@@ -51,8 +62,7 @@ class ChoiceConstraint:
     def mask(self) -> bytes | None:
         """As `Constraint.mask`; the same until the next `advance`."""
         if not self._has_mask:
-            matcher = self.pending_matcher
-            self.take_grammar_mask(None if matcher is None else self._grammars.masks([matcher])[0])
+            self._make_own_mask()
         if self._failure is not None:
             raise ConstraintError(self._failure)
         return self._mask
@@ -98,11 +108,34 @@ class ChoiceConstraint:
 
     def settle(self) -> None:
         """Ends the choice where its grammar may end, nothing else can follow, and no stop id may be sampled."""
-        if self._can_stop and self._num_tokens >= self._min_tokens:
+        if self._num_tokens >= self._min_tokens and self._ends - self._bad_words.excluded(self._recent):
             return
         matcher = self.pending_matcher
-        if matcher is not None and matcher.is_accepting():
-            self.take_grammar_mask(self._grammars.masks([matcher])[0])
+        if matcher is not None and self._ask(lambda matcher: matcher.is_accepting()):
+            self._make_own_mask()
+
+    def _make_own_mask(self) -> None:
+        """The next mask, of this choice alone."""
+        matcher = self.pending_matcher
+        self.take_grammar_mask(None if matcher is None else self._grammars.masks([matcher])[0])
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """What the matcher says, or if its lexer turns out to be worn, another one that has taken the same tokens.
+
+        Only once: what wears out a second lexer may well be this choice. Raises ConstraintError.
+        """
+        answer = question(self._matcher)
+        if self._grammar is None or not is_worn(self._matcher):
+            return answer
+        self._grammars.drop(self._grammar, self._kept)
+        if self._is_renewed:
+            return answer
+        self._is_renewed = True
+        self._kept = self._grammars.kept(self._grammar)
+        self._matcher = self._kept.deep_copy()
+        for token in self._taken:
+            self._matcher.consume_token(token)
+        return question(self._matcher)
 
     @property
     def _in_grammar(self) -> bool:
@@ -120,7 +153,7 @@ class ChoiceConstraint:
         opens = self._thinking.begins and self._think_start == (token,)
         if self._matcher is not None and not self._thinking.is_inside and not opens:
             self._thinking.begins = False
-            self._take_in_grammar(self._matcher, token)
+            self._take_in_grammar(token)
             return
         if self._matcher is None:
             self._is_complete = token in self._stop_ids
@@ -128,17 +161,18 @@ class ChoiceConstraint:
             raise ConstraintError(f"token {token} is not allowed: the answer has not begun")
         self._thinking.advance(token)
 
-    def _take_in_grammar(self, matcher: Any, token: int) -> None:
+    def _take_in_grammar(self, token: int) -> None:
         if token in self._stop_ids:
-            if not matcher.is_accepting() or self._num_tokens < self._min_tokens:
+            if not self._ask(lambda matcher: matcher.is_accepting()) or self._num_tokens < self._min_tokens:
                 raise ConstraintError(f"token {token} is not allowed: the grammar may not end here")
             self._is_complete = True
             return
         if not 0 <= token < self._grammars.vocab_size:
             raise ConstraintError(f"token {token} is not in the vocabulary")
-        matcher.consume_token(token)
-        raise_failure(matcher)
-        self._is_complete = matcher.is_stopped()
+        self._ask(lambda matcher: matcher.consume_token(token))
+        raise_failure(self._matcher)
+        self._taken.append(token)
+        self._is_complete = self._ask(lambda matcher: matcher.is_stopped())
 
     def _check_lists(self, token: int) -> None:
         if self._allowed is not None and not has(self._allowed, token):
@@ -154,6 +188,8 @@ class ChoiceConstraint:
         excluded = self._bad_words.excluded(self._recent)
         if self._matcher is None and self._allowed is None and not excluded:
             return None
+        if grammar is not None and is_worn(self._matcher):
+            grammar = self._ask(lambda matcher: self._grammars.masks([matcher])[0])
         may_end = grammar is not None and has(grammar, size)
         words = self._base(grammar, may_end)
         if self._allowed is not None:

@@ -2,6 +2,9 @@
 
 The choices of a request, its retries and the worker that takes over after a failure all compile the same text; a copy
 of a compiled grammar costs microseconds. Where a mask allows the end's id, the grammar may end (see `vocabulary`).
+
+All copies share one lexer, whose states only grow in number. One that has come to the limit is worn: it takes nothing
+new any more, whoever has filled it, and the grammar has to be compiled again.
 """
 
 import json
@@ -29,7 +32,7 @@ _LIMITS: dict[str, Any] = {
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_items_in_row": 2_000,
-    "max_lexer_states": 32_768,  # of one or two kilobytes each, per choice
+    "max_lexer_states": 32_768,  # of one or two kilobytes each, of all copies of a compiled grammar together
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
@@ -54,25 +57,41 @@ class Grammars:
 
     def begin(self, grammar: str) -> LLMatcher:
         """A matcher at the grammar's beginning, the caller's own. Raises ConstraintError for one that is refused."""
+        return self.kept(grammar).deep_copy()
+
+    def kept(self, grammar: str) -> LLMatcher:
+        """The compiled grammar, for copies alone. Raises ConstraintError for one that is refused."""
         with self._lock:
-            prototype = self._compiled.get(grammar)
-            if prototype is not None:
+            kept = self._compiled.get(grammar)
+            if kept is not None:
                 self._compiled.move_to_end(grammar)
-                return prototype.deep_copy()
+                return kept
         text = _without_forcing(grammar)
-        prototype = LLMatcher(self._vocabulary, text, log_level=0, limits=LLParserLimits(**_LIMITS))
-        raise_failure(prototype)
+        kept = LLMatcher(self._vocabulary, text, log_level=0, limits=LLParserLimits(**_LIMITS))
+        raise_failure(kept)
         with self._lock:
-            self._compiled[grammar] = prototype
+            self._compiled[grammar] = kept
+            self._compiled.move_to_end(grammar)
             while len(self._compiled) > MAX_COMPILED:
                 self._compiled.popitem(last=False)
-            return prototype.deep_copy()
+        return kept
+
+    def drop(self, grammar: str, kept: LLMatcher) -> None:
+        """Keeps this one, whose lexer is worn, no longer; one that has taken its place stays."""
+        with self._lock:
+            if self._compiled.get(grammar) is kept:
+                del self._compiled[grammar]
 
     def check(self, grammar: str) -> str | None:
         """Why the grammar cannot be used, in llguidance's words; None for one that can. Its first mask is tried too."""
         try:
-            matcher = self.begin(grammar)
+            kept = self.kept(grammar)
+            matcher = kept.deep_copy()
             self.masks([matcher])
+            if is_worn(matcher):
+                self.drop(grammar, kept)
+                matcher = self.begin(grammar)
+                self.masks([matcher])
             raise_failure(matcher)
         except ConstraintError as error:
             return str(error)
@@ -114,6 +133,11 @@ def check_grammar(grammar: str) -> str | None:
     """As `Grammars.check`, without a vocabulary: special tokens and masks are not looked at."""
     matcher_fault = LLMatcher.validate_grammar(grammar, None, limits=LLParserLimits(**_LIMITS))
     return str(matcher_fault).strip()[:_MAX_REASON_CHARS] or None
+
+
+def is_worn(matcher: LLMatcher) -> bool:
+    """Whether the matcher is in error because its lexer, which it shares, has all the states that it may have."""
+    return bool(matcher.is_error()) and "too many states" in str(matcher.get_error())
 
 
 def raise_failure(matcher: LLMatcher) -> None:

@@ -57,6 +57,41 @@ async def test_a_huge_text_is_refused_without_encoding_it(
     assert "too long for the context of 256 tokens" in error["message"]
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 4, "prompt_logprobs": 2}, "prompt_logprobs"),
+        ({"n": 4, "echo": True, "logprobs": 2}, "logprobs"),
+        ({"n": 1, "prompt": [[70, 71, 72]] * 4, "prompt_logprobs": 2}, "prompt_logprobs"),
+    ],
+)
+async def test_what_is_told_of_the_prompts_is_bounded(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], param: str
+) -> None:
+    """Each choice of a completion shows its prompt's logprobs: 3 tokens of 3 numbers, 4 times."""
+    body = {"prompt": [70, 71, 72], "max_tokens": 50} | body
+    for limit, status in ((35, 400), (36, 200)):
+        monkeypatch.setattr(validate, "MAX_PROMPT_ENTRIES", limit)
+        response = await http.post(COMPLETIONS, json=body)
+        assert response.status_code == status
+        if status == 400:
+            assert response.json()["error"]["param"] == param
+            assert "36 logprobs in one answer; allowed: 35" in response.json()["error"]["message"]
+    monkeypatch.setattr(validate, "MAX_PROMPT_ENTRIES", 1)
+    assert (await http.post(COMPLETIONS, json=body | {"prompt_logprobs": None, "echo": False})).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_chat_tells_of_its_prompt_once_whatever_its_choices(
+    http: httpx.AsyncClient, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await http.post(CHAT, json=chat())
+    monkeypatch.setattr(validate, "MAX_PROMPT_ENTRIES", len(client.requests[0].prompt))
+    assert (await http.post(CHAT, json=chat(n=4, prompt_logprobs=0))).status_code == 200
+    assert (await http.post(CHAT, json=chat(prompt_logprobs=1))).status_code == 400
+
+
 def test_the_longest_text_that_may_fit_is_encoded(model: ServedModel) -> None:
     longest = "<|endoftext|>"
     assert len(longest) == model.tokenizer.longest_token_bytes

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 
 from actors.client import ClientEvent, GenerateRequest
+from actors.messages import ErrorInfo, Failed
 from tests.api.fake_client import FakeClient, failed
 from tests.api.served import served
 
@@ -57,6 +58,22 @@ async def test_the_async_client_too(url: str, busy_once: FakeClient, monkeypatch
         answer = await session.chat.completions.create(model="tiny", messages=MESSAGES)
     assert answer.choices[0].message.content == busy_once.texts[0]
     assert waits == [7.0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_time_is_over_is_not_tried_again(url: str, client: FakeClient, *, stream: bool) -> None:
+    async def script(request: GenerateRequest) -> AsyncIterator[ClientEvent]:
+        error = ErrorInfo(status=504, message="not complete within 1 s", code="deadline_exceeded")
+        yield Failed(request=request.request, error=error)
+
+    client.script = script
+    with (
+        openai.OpenAI(base_url=url, api_key="any", max_retries=2, timeout=10) as session,
+        pytest.raises(openai.InternalServerError) as late,
+    ):
+        session.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream)
+    assert (late.value.status_code, late.value.response.headers["x-should-retry"]) == (504, "false")
+    assert len(client.requests) == 1
 
 
 class Sum(BaseModel):

@@ -16,7 +16,7 @@ from api.grammar_text import (
     grammar_of_text,
     json_in_lark,
 )
-from runtime.constraints import Constraint, ConstraintError, HostConstraints
+from runtime.constraints import Constraint, ConstraintError, HostConstraints, grammars
 from runtime.constraints.grammars import MAX_COMPILED
 from runtime.sampling_params import ConstraintSpec, SamplingParams
 from runtime.tokens import Tokenizer
@@ -159,6 +159,37 @@ def test_a_stop_id_before_the_grammar_may_end_is_a_fault_of_its_choice() -> None
         constraint.mask()
 
 
+def wear_out(constraints: HostConstraints, grammar: str) -> None:
+    """Follows an answer until the states that kept grammars have room for are used up, twice."""
+    letters = [tiny().encode(text)[0] for text in "abcd"]
+    constraint = constraints.begin(params(grammar=grammar), ())
+    random = Random(1)
+    with pytest.raises(ConstraintError, match="too many states"):  # noqa: PT012 either call may be the one
+        for _ in range(10_000):
+            constraint.advance(random.choice(letters))
+            constraint.mask()
+
+
+def test_answers_that_use_up_a_kept_grammar_do_not_spoil_it_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All copies share the states of the kept grammar, which are limited and never given back."""
+    monkeypatch.setitem(grammars._LIMITS, "max_lexer_states", 3000)
+    grammar = grammar_of_regex("[a-z]*a[a-z]{18}b")
+    own = HostConstraints(tiny(), VOCAB_SIZE, num_threads=1)
+    a, b = (tiny().encode(text)[0] for text in "ab")
+    under_way, unread = own.begin(params(grammar=grammar), (a, b, a)), own.begin(params(grammar=grammar), (a,))
+    wear_out(own, grammar)
+    random = Random("another path")
+    for _ in range(200):
+        token = random.choice((a, b))
+        [batch] = own.masks([under_way])
+        assert token in allowed(batch, VOCAB_SIZE)
+        under_way.advance(token)
+    unread.advance(b)
+    assert unread.mask() == HostConstraints(tiny(), VOCAB_SIZE).begin(params(grammar=grammar), (a, b)).mask()
+    assert own.check_grammar(grammar) is None
+    assert a in allowed(own.begin(params(grammar=grammar), (a, b, b)).mask(), VOCAB_SIZE)
+
+
 def test_an_answer_is_complete_where_nothing_can_follow() -> None:
     constraint = begin(grammar=grammar_of_choice(["a"]))
     [token] = tiny().encode("a")
@@ -181,6 +212,16 @@ def test_without_stop_ids_the_answer_is_complete_where_only_they_could_follow() 
     constraint.advance(a)
     assert not constraint.is_complete
     assert b in next_tokens(constraint)
+
+
+def test_an_answer_whose_stop_ids_are_bad_words_is_complete_where_only_they_could_follow() -> None:
+    """It has to be known with the last token: a mask that comes later cannot end the choice."""
+    a, b = (tiny().encode(text)[0] for text in "ab")
+    fields = {"grammar": grammar_of_regex("ab*"), "bad_words": ((b,), (stop_id(),))}
+    constraint = begin(**fields)
+    constraint.advance(a)
+    assert constraint.is_complete
+    assert begin([a], **fields).is_complete, "wherever the choice goes on"
 
 
 def test_before_min_tokens_no_stop_id_is_offered() -> None:
