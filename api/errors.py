@@ -45,6 +45,16 @@ def error_body(error: ErrorInfo) -> dict[str, Any]:
     }
 
 
+def error_headers(error: ErrorInfo) -> dict[str, str]:
+    """An error's own headers. A connection whose request never came to its end is closed after it."""
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["connection"] = "close"
+    return headers
+
+
 async def send_json(
     send: Send, content: object, *, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
 ) -> None:
@@ -56,10 +66,6 @@ async def send_json(
 
 
 async def send_error(send: Send, error: ErrorInfo) -> None:
-    """Sends an error as a whole response. A connection whose request never came to its end is closed after it."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    if error.retry_after_s is not None:
-        headers = ((b"retry-after", str(error.retry_after_s).encode()),)
-    if error.status == HTTPStatus.REQUEST_TIMEOUT:
-        headers = (*headers, (b"connection", b"close"))
+    """Sends an error as a whole response."""
+    headers = tuple((name.encode(), value.encode()) for name, value in error_headers(error).items())
     await send_json(send, error_body(error), status=error.status, headers=headers)

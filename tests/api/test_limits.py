@@ -122,7 +122,7 @@ async def test_a_body_that_arrives_in_time() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS, "/v1/responses", "/tokenize"])
 async def test_a_stalled_client_is_told_and_let_go(model: ServedModel, client: FakeClient, url: str) -> None:
     app: Starlette = create_app(model, client, lambda: Readiness(state="ready"), ApiSettings(body_timeout_s=0.001))
     one, sent = Exchange(url, b""), []
