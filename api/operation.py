@@ -52,7 +52,7 @@ TIMING = Parameter(
     schema={"type": "string", "enum": ["0", "1"]},
 )
 
-GENERATION_ERRORS = (400, 404, 408, 413, 429, 503)
+GENERATION_ERRORS = (400, 404, 408, 413, 429, 503, 504)
 """What a route that runs the model may fail with."""
 
 BODY_ERRORS = (400, 408, 413)
