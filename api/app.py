@@ -22,7 +22,7 @@ from api.admin import Admin, admin_routes
 from api.chat import ChatAnswer, prepare_chat
 from api.completions import CompletionAnswer, prepare_completion
 from api.edge import Edge
-from api.errors import error_body, from_request_error
+from api.errors import error_body, error_headers, from_request_error
 from api.generate import GenerateEndpoint
 from api.keys import Keys
 from api.metrics import Metrics
@@ -105,4 +105,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return json_response(error_body(from_request_error(error)), status=error.status)
+    info = from_request_error(error)
+    return json_response(error_body(info), status=info.status, headers=error_headers(info))

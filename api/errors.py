@@ -48,6 +48,21 @@ def error_body(error: ErrorInfo) -> dict[str, Any]:
     }
 
 
+def error_headers(error: ErrorInfo) -> dict[str, str]:
+    """An error's own headers. A connection whose request never came to its end is closed after it.
+
+    OpenAI's clients try again after every 5xx unless they are told not to; a request whose time is over has none left.
+    """
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if error.code == DEADLINE_EXCEEDED:
+        headers["x-should-retry"] = "false"
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["connection"] = "close"
+    return headers
+
+
 async def send_json(
     send: Send, content: object, *, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
 ) -> None:
@@ -59,15 +74,6 @@ async def send_json(
 
 
 async def send_error(send: Send, error: ErrorInfo) -> None:
-    """Sends an error as a whole response. A connection whose request never came to its end is closed after it.
-
-    OpenAI's clients try again after every 5xx unless they are told not to; a request whose time is over has none left.
-    """
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    if error.retry_after_s is not None:
-        headers = ((b"retry-after", str(error.retry_after_s).encode()),)
-    if error.code == DEADLINE_EXCEEDED:
-        headers = (*headers, (b"x-should-retry", b"false"))
-    if error.status == HTTPStatus.REQUEST_TIMEOUT:
-        headers = (*headers, (b"connection", b"close"))
+    """Sends an error as a whole response."""
+    headers = tuple((name.encode(), value.encode()) for name, value in error_headers(error).items())
     await send_json(send, error_body(error), status=error.status, headers=headers)

@@ -8,7 +8,7 @@ actors (`actors.telemetry`) what workers, scheduler and transfer do. Label value
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
@@ -50,12 +50,10 @@ class Metrics:
         self._scheduling()
         self._workers()
         self._server()
-        self.registry = CollectorRegistry()
-        self.registry.register(_Collector(self))
 
-    def scrape(self) -> bytes:
-        """Everything in the text format."""
-        return generate_latest(self.registry)
+    def snapshot(self) -> "Snapshot":
+        """Everything as it is now."""
+        return Snapshot(tuple(self.collect()))
 
     # --- what there is
 
@@ -248,14 +246,19 @@ class Metrics:
         self.loads[worker] = load
 
 
-class _Collector(Collector):
-    """What the registry asks."""
+class Snapshot(Collector):
+    """All families at one moment. It no longer changes, so that a thread can render it while the counts go on."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, families: tuple[Metric, ...]) -> None:
+        self._families = families
 
     def collect(self) -> Iterable[Metric]:
-        return self._metrics.collect()
+        """The families."""
+        return self._families
+
+    def render(self) -> bytes:
+        """Everything in the text format. Takes tens of milliseconds where there are many workers."""
+        return generate_latest(self)
 
 
 def kv_usage(load: WorkerLoad) -> float:

@@ -86,7 +86,8 @@ def _reports(operations: Operations, readiness: Callable[[], Readiness]) -> list
     metrics = operations.metrics
 
     async def scrape(request: Request) -> Response:
-        return Response(metrics.scrape(), headers={"content-type": CONTENT_TYPE})
+        text = await anyio.to_thread.run_sync(metrics.snapshot().render)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def load(request: Request) -> Response:
         return json_response(load_body(metrics, readiness().workers))

@@ -130,7 +130,7 @@ def _forms(body: SamplingBody) -> Iterator[_Form]:
     if outputs is not None:
         for key in _OUTPUT_KEYS:
             value = getattr(outputs, key)
-            if value not in (None, False):
+            if value is not None and (value is not False or key == "json"):
                 yield f"structured_outputs.{key}", key, value
     for field, key in _GUIDED.items():
         value = getattr(body, field)

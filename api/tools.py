@@ -53,8 +53,7 @@ def plan_tools(
 ) -> ToolPlan:
     """What the client asked for, of either generation of fields. Raises RequestError."""
     legacy = bool(functions)
-    if legacy and tools:
-        raise RequestError("functions: not allowed together with tools", param="functions")
+    _check_generations(tools, tool_choice, functions, function_call)
     if legacy:
         offered = [{"type": "function", "function": function} for function in functions or []]
         param, choice_param, choice = "functions", "function_call", _from_legacy(function_call)
@@ -77,6 +76,22 @@ def plan_tools(
         many=parallel_tool_calls is not False and not legacy and name is None,
         is_legacy=legacy,
     )
+
+
+def _check_generations(tools: object, tool_choice: object, functions: object, function_call: object) -> None:
+    """Refuses fields of one generation beside those of the other, which would go unheard."""
+    if functions and tools:
+        raise RequestError("functions: not allowed together with tools", param="functions")
+    if functions and tool_choice is not None:
+        raise RequestError(
+            "tool_choice: not allowed together with functions; allowed: function_call", param="tool_choice"
+        )
+    if tools and function_call is not None:
+        raise RequestError(
+            "function_call: not allowed together with tools; allowed: tool_choice", param="function_call"
+        )
+    if not functions and function_call not in (None, "none", "auto"):
+        raise RequestError("function_call: only allowed when functions are given", param="function_call")
 
 
 def _from_legacy(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:

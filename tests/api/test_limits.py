@@ -1,7 +1,7 @@
 """What is refused for its size or its slowness, before it costs anything; and what is only noted."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -11,6 +11,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Message, Receive
 
+from actors.client import ClientEvent, GenerateRequest
+from actors.messages import ErrorInfo, Failed
 from api import schema, validate
 from api.app import create_app
 from api.checks import check_token_ids
@@ -157,7 +159,22 @@ async def test_a_body_that_arrives_in_time() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    ("url", "body"), [(CHAT, chat()), (COMPLETIONS, {"prompt": "a"}), ("/v1/responses", {"input": "a"})]
+)
+async def test_a_request_that_is_not_complete_in_its_time(
+    http: httpx.AsyncClient, client: FakeClient, url: str, body: dict[str, Any]
+) -> None:
+    async def too_late(request: GenerateRequest) -> AsyncIterator[ClientEvent]:
+        yield Failed(request=request.request, error=ErrorInfo(status=504, message="too late", code="deadline_exceeded"))
+
+    client.script = too_late
+    answer = await http.post(url, json=body | {"timeout_s": 1})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS, "/v1/responses", "/tokenize"])
 async def test_a_stalled_client_is_told_and_let_go(model: ServedModel, client: FakeClient, url: str) -> None:
     app: Starlette = create_app(model, client, lambda: Readiness(state="ready"), ApiSettings(body_timeout_s=0.001))
     one, sent = Exchange(url, b""), []

@@ -1,6 +1,7 @@
 """Metrics against runs that are counted by hand, and scrapes as a scraper reads them."""
 
 import re
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -14,7 +15,7 @@ from actors.stage_clock import StageTimes
 from actors.telemetry import StepRecord, WorkerLoad
 from api.app import create_app
 from api.metric_families import Distribution
-from api.metrics import Metrics, MetricsOptions
+from api.metrics import Metrics, MetricsOptions, Snapshot
 from api.model import ApiSettings, Readiness, ServedModel
 from api.observation import ObservedClient
 from api.operations import Operations
@@ -43,7 +44,7 @@ class Scrape:
     """Samples by name and labels."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.samples = scraped(metrics.scrape())
+        self.samples = scraped(metrics.snapshot().render())
 
     def __call__(self, name: str, **labels: str) -> float:
         return self.samples[name, frozenset(labels.items())]
@@ -272,3 +273,28 @@ async def test_no_client_can_make_the_metrics_grow(app: Starlette, http: httpx.A
     new = {key for key in after.keys() - before.keys() if ("route", "/metrics") not in key[1]}
     assert not new
     assert not [key for key in after if re.search(r"model-\d|path/\d|VERB|id-\d", str(key))]
+
+
+async def test_a_scrape_does_not_hold_up_the_event_loop(
+    model: ServedModel, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderers: list[int] = []
+
+    def remembered(snapshot: Snapshot) -> bytes:
+        renderers.append(threading.get_ident())
+        return b""
+
+    monkeypatch.setattr(Snapshot, "render", remembered)
+    app = create_app(model, client, lambda: Readiness(state="ready"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        assert (await http.get("/metrics")).status_code == 200
+    assert len(renderers) == 1
+    assert renderers[0] != threading.get_ident()
+
+
+def test_a_snapshot_shows_the_moment_when_it_was_taken() -> None:
+    metrics = Metrics()
+    metrics.queued(3, 5)
+    snapshot = metrics.snapshot()
+    metrics.queued(4, 6)
+    assert scraped(snapshot.render())["runtime_requests_waiting", frozenset()] == 3

@@ -7,7 +7,7 @@ import pytest
 
 from api.model import ServedModel
 from api.parsers.forms import REASONING_FORMS, OutputForms
-from api.schema import ChatBody, CompletionBody, SamplingBody
+from api.schema import ChatBody, CompletionBody, SamplingBody, StructuredOutputs
 from api.structured import constraint_behind, resolve_constraint
 from runtime.constraints import ConstraintError, HostConstraints
 from runtime.errors import RequestError
@@ -210,5 +210,9 @@ def test_a_boolean_is_a_schema(served: ServedModel) -> None:
     spec = resolve_constraint(ChatBody(guided_json=True), served)
     assert spec is not None
     assert fits(served, spec, '{"a": 1}')
-    with pytest.raises(RequestError, match="guided_json"):
-        resolve_constraint(ChatBody(guided_json=False), served)
+    for body, field in (
+        (ChatBody(guided_json=False), "guided_json"),
+        (ChatBody(structured_outputs=StructuredOutputs(json=False)), "structured_outputs.json"),
+    ):
+        with pytest.raises(RequestError, match=field):
+            resolve_constraint(body, served)

@@ -321,6 +321,9 @@ async def test_ids_have_the_length_that_mistrals_template_asks_for(
         ({"tool_choice": REQUIRED}, "tool_choice", "tools"),
         ({"functions": [tool()["function"]], "tools": TOOLS}, "functions", "tools"),
         ({"functions": [tool()["function"]], "function_call": {}}, "function_call", "auto"),
+        ({"functions": [tool()["function"]], "tool_choice": "none"}, "tool_choice", "functions"),
+        ({"tools": TOOLS, "function_call": "none"}, "function_call", "tools"),
+        ({"function_call": {"name": "weather"}}, "function_call", "functions"),
         (
             {"tools": [tool(parameters={"type": "object", "properties": {"a": {"type": "integr"}}}), tool("b")],
              "tool_choice": "required"},

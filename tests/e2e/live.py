@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import anyio
@@ -90,8 +91,8 @@ async def live_server(*flags: str, send_buffer_bytes: int | None = None) -> Asyn
     systems = list[System]()
 
     @asynccontextmanager
-    async def seen(*arguments: object) -> AsyncIterator[System]:
-        async with running_system(*arguments) as system:  # type: ignore[arg-type]
+    async def seen(*arguments: Any, **options: Any) -> AsyncIterator[System]:
+        async with running_system(*arguments, **options) as system:
             systems.append(system)
             yield system
 
