@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -42,6 +43,23 @@ class StopSignal:
         self._received = True
         if self._loop is not None and self._event is not None:
             self._loop.call_soon_threadsafe(self._event.set)
+
+
+@contextlib.contextmanager
+def leave_on_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the process at once while the block runs.
+
+    As an exception it could get lost in a library, in a callback for one, and a download's threads would be waited for.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        leave(128 + number)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def leave(code: int) -> NoReturn:

@@ -9,7 +9,6 @@ finish or run out of time. The second one ends the process at once.
 import contextlib
 import gc
 import shlex
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -23,7 +22,7 @@ from runtime import composition
 from runtime.admin_key import read_admin_key
 from runtime.cli.console import Report
 from runtime.cli.server import Front, HttpServer, address_of, bind
-from runtime.cli.signals import StopSignal, leave, leave_after
+from runtime.cli.signals import StopSignal, leave, leave_after, leave_on_interrupt
 from runtime.cli.warm_up import warm_up
 from runtime.errors import UsageError
 from runtime.key_file import read_key_file
@@ -45,10 +44,8 @@ def up(settings: Settings) -> int:
         admin_key=read_admin_key(settings.admin_key),
         api_keys=settings.api_keys + read_key_file(settings.api_key_file),
     )
-    try:
+    with leave_on_interrupt():
         plan = make_plan(settings, report.line)
-    except KeyboardInterrupt:  # a download's threads would otherwise be waited for
-        leave(128 + signal.SIGINT)
     stop = StopSignal()
     stop.install()
     with bind(settings.host, settings.port) as listener:
