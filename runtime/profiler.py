@@ -37,5 +37,5 @@ class JaxProfiler:
             if not self._is_on:
                 raise RequestError("no profile is being taken: POST /start_profile begins one", code="no_profile")
             self._is_on = False
-            jax.profiler.stop_trace()  # type: ignore[no-untyped-call]
+            jax.profiler.stop_trace()  # type: ignore[no-untyped-call]  # jax has no types for it
         return str(self._folder)

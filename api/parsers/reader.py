@@ -6,6 +6,7 @@ possible call is an attempt: until the call begins, what was taken is kept, so t
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SPACE = " \t\r\n"
 
 
-class Reader:
+class Reader(ABC):
     """Buffer, end and parts of one choice's text. A parser implements `_read`."""
 
     is_reasoning: bool | None = False
@@ -48,8 +49,9 @@ class Reader:
         self._ended = True
         return self._go_on()
 
+    @abstractmethod
     def _read(self) -> Reading[None]:
-        raise NotImplementedError
+        """The parser itself: reads to the text's end."""
 
     def _go_on(self) -> list[Part]:
         next(self._reading, None)
