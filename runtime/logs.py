@@ -21,8 +21,12 @@ _QUIET = ("httpx", "httpcore", "opentelemetry", "jax", "filelock", "huggingface_
 
 
 def configure_logging(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Sends all log records of at least `level` to `stream` (standard error), in that form. The last call holds."""
+    """Sends all log records of at least `level` to `stream` (standard error), in that form. The last call holds.
+
+    A library that gave its loggers handlers of their own, or kept their records from the root, loses both.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setLevel(level.upper())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[
@@ -37,8 +41,10 @@ def configure_logging(level: str, form: str, stream: TextIO | None = None) -> No
         )
     )
     root = logging.getLogger()
-    for other in root.handlers[:]:
-        root.removeHandler(other)
+    for logger in (root, *(known for known in root.manager.loggerDict.values() if isinstance(known, logging.Logger))):
+        for other in logger.handlers[:]:
+            logger.removeHandler(other)
+        logger.propagate, logger.disabled = True, False
     root.addHandler(handler)
     root.setLevel(level.upper())
     for name in _QUIET:

@@ -35,12 +35,11 @@ class Front:
 class HttpServer(uvicorn.Server):
     """uvicorn that leaves signals alone and is started and stopped from a task group."""
 
-    def __init__(self, app: ASGIApp, log_level: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         config = uvicorn.Config(
             app,
             lifespan="off",
             log_config=None,
-            log_level=log_level,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_CLOSING_S,
@@ -70,10 +69,15 @@ class HttpServer(uvicorn.Server):
 
     async def stop(self) -> None:
         """Closes the port, lets responses finish for a few seconds and cuts the rest off."""
+        logger = logging.getLogger("uvicorn.error")
+        level = logger.level
         # What is cut off is known and not an error worth a stack trace.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        self.should_exit = True
-        await self._stopped.wait()
+        logger.setLevel(logging.CRITICAL)
+        try:
+            self.should_exit = True
+            await self._stopped.wait()
+        finally:
+            logger.setLevel(level)
 
 
 def bind(host: str, port: int) -> socket.socket:

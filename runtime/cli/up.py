@@ -59,7 +59,7 @@ async def _serve(
     plan: Plan, listener: socket.socket, report: Report, stop: StopSignal, started: float
 ) -> UsageError | int:
     front = Front()
-    server = HttpServer(front, plan.settings.log_level)
+    server = HttpServer(front)
     outcome: UsageError | int
     async with anyio.create_task_group() as group:
         await group.start(server.run_on, listener)

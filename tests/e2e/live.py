@@ -101,7 +101,7 @@ async def live_server(*flags: str, send_buffer_bytes: int | None = None) -> Asyn
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         async with composition.service(loaded) as service, anyio.create_task_group() as group:
-            server = HttpServer(service.app, "warning")
+            server = HttpServer(service.app)
             await group.start(server.run_on, listener)
             yield Live(listener.getsockname()[1], plan.name, systems[0])
             await server.stop()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import uvicorn
 from structlog.contextvars import bound_contextvars
 
 from runtime.logs import configure_logging
@@ -56,6 +57,24 @@ def test_text_is_one_line_and_a_stack_trace_behind_it() -> None:
 
 def test_what_is_less_severe_is_not_written() -> None:
     assert len([line for line in written("json", "error") if line]) == 1
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_library_cannot_keep_its_lines_to_itself(form: str) -> None:
+    """As a server of the same process does that set up uvicorn's loggers in uvicorn's way."""
+    names = ("uvicorn", "uvicorn.error", "uvicorn.access")
+    before = {name: logging.getLogger(name).level for name in names}
+    uvicorn.Config(lambda: None)
+    own = logging.getLogger("uvicorn").handlers
+    try:
+        assert own
+        assert not logging.getLogger("uvicorn").propagate
+        assert len([line for line in written(form) if "took 3 s" in line]) == 1
+        assert not own
+        assert not [line for line in written(form, "error") if "took 3 s" in line]
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def test_a_value_cannot_begin_a_line() -> None:
