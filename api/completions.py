@@ -124,5 +124,6 @@ class CompletionAnswer(Answer):
     def _of_choice(self, index: int) -> LegacyLogprobs:
         if index not in self._logprobs:
             assert self.job.logprobs is not None
-            self._logprobs[index] = LegacyLogprobs(self.names, self.job.logprobs, self.job.requests[0].text)
+            text = self.job.requests[self.prompt_of(index)].text
+            self._logprobs[index] = LegacyLogprobs(self.names, self.job.logprobs, text)
         return self._logprobs[index]

@@ -21,7 +21,7 @@ class LegacyLogprobs:
         self._num_top = num_top
         self._text = text
         self._detokenizer = names.tokenizer.detokenizer(
-            skip_special_tokens=text.skip_special_tokens, shown_ids=text.shown_ids
+            skip_special_tokens=text.skip_special_tokens, shown_ids=text.shown_ids, context=text.context
         )
         self._offset = 0
 

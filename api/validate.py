@@ -21,6 +21,7 @@ from api.schema import UNSUPPORTED, CompletionBody, SamplingBody
 from api.structured import constraint_behind, resolve_constraint
 from api.text_options import resolve_text
 from api.truncation import cut_tokens, num_added
+from runtime.detokenize import CONTEXT_TOKENS
 from runtime.errors import RequestError
 from runtime.sampling_params import MAX_LOGPROBS
 from runtime.text_stream import TextOptions
@@ -152,7 +153,7 @@ def make_job(
                 constraint=constraint_behind(prompt.tokens, constraint, body, model),
             ),
             num_choices=num_choices,
-            text=text,
+            text=msgspec.structs.replace(text, context=tuple(prompt.tokens[-CONTEXT_TOKENS:])),
             cache_salt=salt,
             priority=priority,
             queue_timeout_s=settings.queue_timeout_s,

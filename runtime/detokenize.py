@@ -1,18 +1,21 @@
 """Turns one choice's tokens back into text while they arrive.
 
 Owns what is held back: the bytes of a character whose last byte has not come yet. Tokens to skip give no
-text. The pieces that `push` and `flush` return, joined, are the tokenizer's `decode` of all the tokens; each
-push looks at a bounded number of tokens. The gateway replays tokens through it, so it keeps no state but what
-tokens put there.
+text. The pieces that `push` and `flush` return, joined, are the tokenizer's `decode` of all the tokens, less the text
+of those that went before them; each push looks at a bounded number of tokens. The gateway replays tokens through it,
+so it keeps no state but what tokens put there.
 """
 
 import codecs
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"
 MAX_HELD_TOKENS = 16
 """Tokens that may wait for a character to become complete: bytes that take longer are no character."""
+
+CONTEXT_TOKENS = 16
+"""How many tokens before a text may matter to it: a character's bytes, and the word before its space."""
 
 
 class IncrementalDetokenizer(Protocol):
@@ -47,17 +50,21 @@ class ByteDetokenizer:
 class WindowDetokenizer:
     """For every other decoder: decodes a window of tokens and returns by how much its text has grown.
 
-    The window is the tokens released last, which give the decoder its left context (it strips the space of a
-    first token only), and the tokens held since. A decoder that turns a whole run of bytes into U+FFFD
-    because of its last byte cannot be undone: there the pieces keep the characters that were already out.
+    The window is the tokens released last, at first the end of `context`, which give the decoder its left context (it
+    strips the space of a first token only), and the tokens held since. A decoder that turns a whole run of bytes into
+    U+FFFD because of its last byte cannot be undone: there the pieces keep the characters that were already out.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], skipped: Container[int]) -> None:
+    def __init__(
+        self, decode: Callable[[list[int]], str], skipped: Container[int], context: Sequence[int] = ()
+    ) -> None:
         self._decode = decode
         self._skipped = skipped
-        self._window: list[int] = []
-        self._num_context = 0
-        self._context_text = ""
+        self._window = [token for token in context[-CONTEXT_TOKENS:] if token not in skipped]
+        self._context_text = decode(self._window)
+        if self._context_text.endswith(REPLACEMENT):  # what would complete the character is not this text's own
+            self._window, self._context_text = [], ""
+        self._num_context = len(self._window)
 
     def push(self, token: int) -> str:
         """Takes the next token and returns the text that is now certain."""

@@ -15,7 +15,7 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Text of the first `min_tokens` tokens is not searched for `stop` strings. With `include_stop` what has stopped the
     choice belongs to its text. Special tokens give no text, but those in `shown_ids`, or all without
-    `skip_special_tokens`.
+    `skip_special_tokens`. The text goes on behind the tokens of `context`, the last ones of the prompt.
     """
 
     stop: tuple[str, ...] = ()
@@ -23,6 +23,7 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_stop: bool = False
     skip_special_tokens: bool = True
     shown_ids: tuple[int, ...] = ()
+    context: tuple[int, ...] = ()
 
 
 class TextStream:
@@ -30,7 +31,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, options: TextOptions) -> None:
         self._detokenizer = tokenizer.detokenizer(
-            skip_special_tokens=options.skip_special_tokens, shown_ids=options.shown_ids
+            skip_special_tokens=options.skip_special_tokens, shown_ids=options.shown_ids, context=options.context
         )
         self._scanner = StopScanner(options.stop, include=options.include_stop)
         self._include_stop = options.include_stop

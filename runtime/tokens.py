@@ -153,12 +153,14 @@ class Tokenizer:
             "chat_template": self._wrapped.chat_template,
         }
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
-        """A fresh incremental decoder whose pieces, joined, equal `decode`."""
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, shown_ids: Sequence[int] = (), context: Sequence[int] = ()
+    ) -> IncrementalDetokenizer:
+        """A fresh incremental decoder. Its pieces, joined, are what `decode` finds behind the text of `context`."""
         skipped = self._skipped(skip_special_tokens, shown_ids)
         if self._byte_level:
             return ByteDetokenizer(self.piece, skipped)
-        return WindowDetokenizer(self._decode_all, skipped)
+        return WindowDetokenizer(self._decode_all, skipped, context)
 
     def _skipped(self, skip_special_tokens: bool, shown_ids: Sequence[int]) -> frozenset[int]:
         if not skip_special_tokens:

@@ -5,6 +5,7 @@ import pytest
 
 from runtime.tokens import Tokenizer
 from tests.api.fake_client import FakeClient, failed
+from tests.runtime.tiny_tokenizer import metaspace_tokenizer
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/completions"
@@ -26,6 +27,18 @@ async def test_the_whole_answer(http: httpx.AsyncClient, client: FakeClient, tok
     ]
     assert list(client.requests[0].prompt) == tokenizer.encode("Hello there")
     assert answer["usage"]["prompt_tokens"] == len(client.requests[0].prompt)
+
+
+@pytest.mark.parametrize("tokenizer", [metaspace_tokenizer()])
+async def test_a_sentencepiece_answer_keeps_the_space_before_its_first_word(
+    http: httpx.AsyncClient, client: FakeClient
+) -> None:
+    """These decoders strip the space of a first token: an answer is none, it goes on behind its prompt."""
+    client.texts = ("a c",)
+    body = {"prompt": ["b", "\u00e9 a"], "max_tokens": 50, "echo": True, "logprobs": 0, "ignore_eos": True}
+    first, second = (await http.post(URL, json=body)).json()["choices"]
+    assert (first["text"], second["text"]) == ("b a c", "\u00e9 a a c")
+    assert first["logprobs"]["text_offset"][-4:] == [1, 2, 3, 4]
 
 
 async def test_sixteen_tokens_unless_told(http: httpx.AsyncClient, client: FakeClient) -> None:

@@ -92,6 +92,30 @@ def test_a_windowed_decoder_keeps_spaces_between_random_tokens(tokens: list[int]
     assert "".join(pieces_of(metaspace(), tokens)) == metaspace().decode(tokens)
 
 
+@given(st.integers(1, 12), st.lists(st.sampled_from([258, 259, 260, 261, 262, 263, 264, 265]), min_size=1, max_size=30))
+def test_a_text_goes_on_behind_its_context(cut: int, tokens: list[int]) -> None:
+    """Independent of how the text was cut: prompt and answer are what the library makes of all tokens."""
+    prompt, answer = tokens[:cut], tokens[cut:]
+    detokenizer = metaspace().detokenizer(context=prompt)
+    pieces = [*(detokenizer.push(token) for token in answer), detokenizer.flush()]
+    backend = metaspace()._backend
+    assert backend.decode(prompt) + "".join(pieces) == backend.decode(tokens)
+
+
+def test_the_first_word_of_an_answer_keeps_its_space() -> None:
+    tokenizer = metaspace()
+    hello, world = 258, 259
+    assert pieces_of(tokenizer, [world]) == ["world", ""]
+    detokenizer = tokenizer.detokenizer(context=[1, hello, 1])  # special tokens give no context
+    assert detokenizer.push(world) == " world"
+
+
+def test_a_context_that_ends_in_the_midst_of_a_character_is_none() -> None:
+    emoji = [2 + byte for byte in "😀".encode()]
+    detokenizer = metaspace().detokenizer(context=emoji[:2])
+    assert "".join([*(detokenizer.push(token) for token in [*emoji[2:], 260]), detokenizer.flush()]).endswith(" a")
+
+
 def test_a_windowed_decoder_does_not_hold_broken_bytes_for_ever() -> None:
     detokenizer = metaspace().detokenizer()
     released = [detokenizer.push(2 + 0xFF) for _ in range(10 * MAX_HELD_TOKENS)]
