@@ -25,6 +25,7 @@ from loadtest.errors import UsageError
 HOST = "127.0.0.1"
 POLL_S = 0.1
 TELL_S = 10.0
+HEALTH_TIMEOUT_S = 5.0
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 40.0
 """From SIGTERM to SIGKILL: a little more than a server's own time to drain."""
@@ -88,11 +89,14 @@ class Server:
         return f"its log {self.log} ends with: {' | '.join(told) or '(nothing)'}"
 
     def wait_until_ready(self, timeout_s: float, tell: Callable[[str], None]) -> None:
-        """Asks `/health` until it says 200. Raises UsageError when the server ends first, or takes too long."""
+        """Asks `/health` until it says 200. Raises UsageError when the server ends first, or takes too long.
+
+        Signals are acted on between two questions: an exception that one raises in the midst of a library may get lost.
+        """
         begun, told_at = time.monotonic(), time.monotonic()
-        tell(f"{self.name}: starting on {self.url}, log in {self.log}")
-        with httpx.Client(trust_env=False, timeout=10.0) as client:
-            while (state := _health(client, self.url)) is not None:
+        with _later(signal.SIGINT, *ENDING) as came, httpx.Client(trust_env=False, timeout=HEALTH_TIMEOUT_S) as client:
+            tell(f"{self.name}: starting on {self.url}, log in {self.log}")
+            while not came and (state := _health(client, self.url)) is not None:
                 if (reason := self.why_dead()) is not None:
                     raise UsageError(reason)
                 now = time.monotonic()
@@ -147,12 +151,16 @@ def running(topologies: dict[str, str], launch: Launch, tell: Callable[[str], No
 
 
 @contextmanager
-def _later(*numbers: signal.Signals) -> Iterator[None]:
-    """Signals of the block are acted on behind it, so that no child is born that nobody knows of."""
+def _later(*numbers: signal.Signals) -> Iterator[Sequence[int]]:
+    """Signals of the block are acted on behind it, so that no child is born that nobody knows of.
+
+    Yields those that came. Signals that are ignored stay so.
+    """
     came = list[int]()
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heard}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

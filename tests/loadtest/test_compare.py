@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from loadtest.alternation import Alternation
@@ -265,12 +267,29 @@ def test_a_signal_while_a_server_starts_ends_it(number: int, code: int) -> None:
         "-c",
         "import loadtest.servers as s, loadtest.cli as c, sys; s.GRACE_S = 0.0; sys.exit(c.main())",
     ]
-    process = subprocess.Popen([*command, *argv], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert "mixed=1: starting on" in process.stderr.readline()
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    with subprocess.Popen([*command, *argv], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "mixed=1: starting on" in process.stderr.readline()
+        process.send_signal(number)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code
+    assert not Path("out-mixed=1.log").read_text() or has_ended("out-mixed=1.log")
+
+
+def test_an_interrupt_inside_of_a_library_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a callback swallows it, whose exceptions Python only prints."""
+
+    def get(client: httpx.Client, url: str) -> httpx.Response:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr("httpx.Client.get", get)
+    argv = ["compare", "mixed=1", "mixed=2", *LOAD[1:], *RATES, *OUT, *STARTED, "--start-timeout", "3s"]
+    assert main([*argv, "--", "--fail", "never"]) == 130
     assert not Path("out-mixed=1.log").read_text() or has_ended("out-mixed=1.log")
 
 
