@@ -21,7 +21,7 @@ from actors.messages import ErrorInfo
 from api.admin import Admin, admin_routes
 from api.chat import ChatAnswer, prepare_chat
 from api.completions import CompletionAnswer, prepare_completion
-from api.edge import Edge
+from api.edge import Edge, LastResort
 from api.errors import error_body, error_headers, from_request_error
 from api.generate import GenerateEndpoint
 from api.keys import Keys
@@ -91,7 +91,7 @@ def _middleware(settings: ApiSettings, operations: Operations) -> list[Middlewar
                 expose_headers=("x-request-id", "retry-after", "x-should-retry"),
             )
         )
-    return [*layers, Middleware(Keys, api_keys=settings.api_keys)]
+    return [*layers, Middleware(LastResort), Middleware(Keys, api_keys=settings.api_keys)]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -15,6 +15,13 @@ def template_options(body: ChatBody) -> TemplateOptions:
     """Checks the fields. Raises RequestError for combinations without a meaning and for variables that are not free."""
     if body.echo:
         raise RequestError("echo: not supported for chat", param="echo", code="unsupported_parameter")
+    for modality in body.modalities or []:
+        if modality != "text":
+            raise RequestError(
+                f'modalities: {modality[:40]!r} is not supported; allowed: "text"',
+                param="modalities",
+                code="unsupported_parameter",
+            )
     continues = bool(body.continue_final_message)
     if continues and body.add_generation_prompt:
         raise RequestError(

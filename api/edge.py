@@ -67,12 +67,7 @@ class Edge:
                 message = {**message, "headers": [*message["headers"], tag]}
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_tagged)
-        except Exception:
-            logger.exception("request %s to %s failed in the server", record.request_id, scope["path"])
-            if record.status is None:
-                await send_error(send_tagged, INTERNAL_ERROR)
+        await self._app(scope, receive, send_tagged)
 
     def _tell(self, method: str, path: str, headers: dict[bytes, bytes], record: RequestRecord) -> None:
         status = record.status or CLIENT_GONE
@@ -82,6 +77,34 @@ class Edge:
             access_logger.log(level, "request", extra=access_fields(method, status, record))
         if self._tracing is not None and path not in OPEN_PATHS:
             self._tracing.tell(method, status, headers, record)
+
+
+class LastResort:
+    """ASGI middleware that answers for a fault of the server, so that layers around it treat that as any answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        except Exception:
+            record = current_record.get()
+            name = record.request_id if record is not None else "?"
+            logger.exception("request %s to %s failed in the server", name, scope["path"])
+            if not begun:
+                await send_error(send, INTERNAL_ERROR)
 
 
 def access_fields(method: str, status: int, record: RequestRecord) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def error_headers(error: ErrorInfo) -> dict[str, str]:
     OpenAI's clients try again after every 5xx unless they are told not to; a request whose time is over has none left.
     """
     headers: dict[str, str] = {}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     if error.code == DEADLINE_EXCEEDED:

@@ -142,6 +142,9 @@ _CHAT = _SHARED | {
     "top_logprobs": Note("And so many alternatives to each; only with `logprobs`.", between(0, MAX_LOGPROBS)),
     "tools": Note("Functions that the model may call."),
     "tool_choice": Note("Whether tools may or must be called, and which."),
+    "modalities": Note(
+        "What the answer is made of: text and nothing else.", {"items": {"type": "string", "enum": ["text"]}}
+    ),
     "reasoning_effort": Note("How much to think, for templates that know it.", _enum(*REASONING_EFFORTS)),
     "add_generation_prompt": Note("Whether the template begins the assistant's turn; true without it."),
     "continue_final_message": Note("Goes on in the last message, which is the assistant's."),

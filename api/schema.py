@@ -139,6 +139,7 @@ class ChatBody(SamplingBody, kw_only=True):
     include_reasoning: bool | None = None
     echo: Any = None
     audio: Any = None
+    modalities: list[str] | None = None
     web_search_options: Any = None
 
 
@@ -159,9 +160,9 @@ UNSUPPORTED = (
 
 IGNORED = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "prompt_cache_options", "verbosity", "session_id",
+    "prompt_cache_options", "verbosity", "session_id", "prediction",
 })  # fmt: skip
-"""Fields that tell of the client or of a service's accounts, and change no answer here."""
+"""Fields that tell of the client or of a service's accounts, or that may save it time: they change no answer here."""
 
 Body = TypeVar("Body", bound=SamplingBody)
 

@@ -162,6 +162,7 @@ _CHAT: dict[str, Case] = {
     "include_reasoning": Elsewhere("tests.api.test_tools:test_reasoning_can_be_left_out"),
     "echo": Refusal(True),
     "audio": Refusal({"voice": "x"}),
+    "modalities": Refusal(["text", "audio"]),
     "web_search_options": Refusal({}),
 }
 

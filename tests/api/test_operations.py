@@ -169,6 +169,7 @@ async def test_probes_and_metrics_need_no_key_and_orders_do(session: Session) ->
             refused = await http.post("/flush_cache", headers={"authorization": header})
             assert refused.status_code == 401
             assert refused.headers["x-request-id"]
+            assert refused.headers["www-authenticate"] == "Bearer"
     assert caches.times == 0
 
 
@@ -190,6 +191,20 @@ async def test_browsers_of_other_pages_are_let_in_where_these_are_named(model: S
         assert (foreign.status_code, "access-control-allow-origin" in foreign.headers) == (400, False)
         refused = await http.get("/v1/models", headers={"origin": "http://localhost:3000"})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "http://localhost:3000")
+
+
+async def test_other_pages_see_faults_of_the_server(
+    model: ServedModel, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the header a browser tells its page of a broken network, and nothing of the server's answer."""
+    monkeypatch.setattr("api.app.model_list", lambda model: 1 // 0)
+    settings = ApiSettings(cors_origins=("http://localhost:3000",))
+    app = create_app(model, client, lambda: Readiness(state="ready"), settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        answer = await http.get("/v1/models", headers={"origin": "http://localhost:3000"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
 async def test_no_other_page_is_let_in_by_default(session: Session) -> None:
