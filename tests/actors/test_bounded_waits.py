@@ -78,7 +78,7 @@ def _has_timeout(call: ast.Call) -> bool:
 
 def test_every_await_of_an_actor_is_bounded() -> None:
     sources = {path: (ROOT / path).read_text() for path in BODIES}
-    assert {"run", "_land", "_move", "_recover", "call", "_beat"} <= coroutines(sources)
+    assert {"run", "land", "_move", "_recover", "call", "_beat"} <= coroutines(sources)
     assert unbounded_waits(sources) == []
 
 

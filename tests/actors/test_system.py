@@ -116,12 +116,12 @@ async def _settled(system: System) -> None:
     await anyio.wait_all_tasks_blocked()
     for spec in system.specs:
         if isinstance(spec.actor, WorkerSupervisor) and isinstance(spec.actor.worker, WorkerActor):
-            pool = spec.actor.worker.pool
+            pool = spec.actor.worker.state.pool
             with anyio.fail_after(10):
                 while pool.available_pages != SPEC.usable_pages:
                     await anyio.lowlevel.checkpoint()
             pool.check_integrity()
-            assert len(spec.actor.worker.free_rows) == SPEC.num_rows
+            assert len(spec.actor.worker.state.free_rows) == SPEC.num_rows
     assert len(system.carrier.arrays) == 0
 
 

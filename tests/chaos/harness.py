@@ -181,19 +181,20 @@ async def _settled(system: System) -> None:
         with anyio.fail_after(60):
             while not (isinstance(worker := spec.actor.worker, WorkerActor) and _is_at_rest(worker)):
                 await anyio.lowlevel.checkpoint()
-        worker.pool.check_integrity()
+        worker.state.pool.check_integrity()
     with anyio.fail_after(30):
         while len(system.carrier.arrays):
             await anyio.lowlevel.checkpoint()
 
 
 def _is_at_rest(worker: WorkerActor) -> bool:
-    counts = worker.pool.counts()
+    state = worker.state
+    counts = state.pool.counts()
     return (
-        worker.pool.available_pages == counts.total - counts.sentinel
-        and len(worker.free_rows) == 16
-        and not worker.prefill.credits_used
-        and not worker.prefill.jobs
-        and not worker.decode.leases
-        and not worker.decode.sequences
+        state.pool.available_pages == counts.total - counts.sentinel
+        and len(state.free_rows) == 16
+        and not state.prefill.credits_used
+        and not state.prefill.jobs
+        and not state.decode.leases
+        and not state.decode.sequences
     )

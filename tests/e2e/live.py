@@ -66,19 +66,20 @@ class Live:
 
 
 def _of_worker(worker: WorkerActor) -> list[str]:
-    name, counts, spec = worker.address, worker.pool.counts(), worker._engine.spec
-    worker.pool.check_integrity()
-    found = [f"{name} job {key}" for key in worker.prefill.jobs]
-    found += [f"{name} staged {key}" for key in worker.prefill.staged]
-    found += [f"{name} lease {key}" for key in worker.decode.leases]
-    found += [f"{name} sequence {key}" for key in worker.decode.sequences]
-    found += [f"{name} unanswered {key}" for key in worker.deliveries.groups]
+    state = worker.state
+    name, counts, spec = worker.address, state.pool.counts(), state.engine.spec
+    state.pool.check_integrity()
+    found = [f"{name} job {key}" for key in state.prefill.jobs]
+    found += [f"{name} staged {key}" for key in state.prefill.staged]
+    found += [f"{name} lease {key}" for key in state.decode.leases]
+    found += [f"{name} sequence {key}" for key in state.decode.sequences]
+    found += [f"{name} unanswered {key}" for key in state.deliveries.groups]
     if counts.free + counts.cached + counts.sentinel != counts.total:
         found.append(f"{name} pages {counts}")
-    if sorted(worker.free_rows) != list(range(spec.num_rows)):
-        found.append(f"{name} rows {worker.free_rows}")
-    if worker.prefill.credits_used:
-        found.append(f"{name} has {worker.prefill.credits_used} credits out")
+    if sorted(state.free_rows) != list(range(spec.num_rows)):
+        found.append(f"{name} rows {state.free_rows}")
+    if state.prefill.credits_used:
+        found.append(f"{name} has {state.prefill.credits_used} credits out")
     return found
 
 

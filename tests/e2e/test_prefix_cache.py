@@ -62,7 +62,7 @@ def _check_books(system: System) -> int:
     cached = 0
     for supervisor in [spec.actor for spec in system.specs if isinstance(spec.actor, WorkerSupervisor)]:
         assert isinstance(supervisor.worker, WorkerActor)
-        pool = supervisor.worker.pool
+        pool = supervisor.worker.state.pool
         pool.check_integrity()
         assert pool.counts().held == pool.counts().leased == 0
         cached += pool.counts().cached

@@ -87,14 +87,15 @@ async def _settled(system: System) -> None:
         if isinstance(spec.actor, WorkerSupervisor):
             worker = spec.actor.worker
             assert isinstance(worker, WorkerActor)
+            state = worker.state
             with anyio.fail_after(30):
-                while worker.pool.available_pages != worker.pool.counts().total - 1 or worker.prefill.credits_used:
+                while state.pool.available_pages != state.pool.counts().total - 1 or state.prefill.credits_used:
                     await anyio.lowlevel.checkpoint()
-            worker.pool.check_integrity()
-            assert sorted(worker.free_rows) == list(range(16))
-            assert not worker.decode.leases
-            assert not worker.decode.sequences
-            assert not worker.prefill.jobs
+            state.pool.check_integrity()
+            assert sorted(state.free_rows) == list(range(16))
+            assert not state.decode.leases
+            assert not state.decode.sequences
+            assert not state.prefill.jobs
     assert len(system.carrier.arrays) == 0
 
 

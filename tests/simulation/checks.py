@@ -132,23 +132,24 @@ def check_engines(engines: Iterable[FakeEngine]) -> None:
 def check_pages(workers: Iterable[WorkerActor]) -> None:
     """Each page of each pool is in exactly one state."""
     for worker in workers:
-        worker.pool.check_integrity()
-        counts = worker.pool.counts()
+        worker.state.pool.check_integrity()
+        counts = worker.state.pool.counts()
         states = counts.free + counts.cached + counts.held + counts.leased + counts.quarantined + counts.sentinel
         assert states == counts.total, f"{worker.address}: {counts}"
 
 
 def check_worker_at_rest(worker: WorkerActor, engine: FakeEngine) -> None:
     """Pages, rows and credits are back, and nothing waits."""
-    name, counts = worker.address, worker.pool.counts()
+    state = worker.state
+    name, counts = worker.address, state.pool.counts()
     assert counts.free + counts.cached + counts.sentinel == counts.total, f"{name} keeps pages: {counts}"
-    assert sorted(worker.free_rows) == list(range(engine.spec.num_rows)), f"{name} has rows {worker.free_rows}"
-    assert not worker.prefill.jobs, f"{name} keeps jobs {list(worker.prefill.jobs)}"
-    assert not worker.prefill.staged, f"{name} keeps staged chunks {list(worker.prefill.staged)}"
-    assert worker.prefill.credits_used == 0, f"{name} has {worker.prefill.credits_used} credits out"
-    assert not worker.decode.leases, f"{name} keeps leases {list(worker.decode.leases)}"
-    assert len(worker._tombstones) <= _MAX_TOMBSTONES, f"{name} remembers {len(worker._tombstones)} cancels"
-    assert not worker.decode.sequences, f"{name} keeps sequences {list(worker.decode.sequences)}"
+    assert sorted(state.free_rows) == list(range(engine.spec.num_rows)), f"{name} has rows {state.free_rows}"
+    assert not state.prefill.jobs, f"{name} keeps jobs {list(state.prefill.jobs)}"
+    assert not state.prefill.staged, f"{name} keeps staged chunks {list(state.prefill.staged)}"
+    assert state.prefill.credits_used == 0, f"{name} has {state.prefill.credits_used} credits out"
+    assert not state.decode.leases, f"{name} keeps leases {list(state.decode.leases)}"
+    assert len(state.tombstones) <= _MAX_TOMBSTONES, f"{name} remembers {len(state.tombstones)} cancels"
+    assert not state.decode.sequences, f"{name} keeps sequences {list(state.decode.sequences)}"
 
 
 def check_scheduler_at_rest(scheduler: SchedulerActor, workers: Iterable[WorkerActor]) -> None:
@@ -160,10 +161,11 @@ def check_scheduler_at_rest(scheduler: SchedulerActor, workers: Iterable[WorkerA
         assert view is not None, f"the scheduler has not heard of {worker.address}"
         assert view.alive, f"the scheduler takes {worker.address} for dead"
         assert not view.pending, f"{worker.address} has unanswered reservations {list(view.pending)}"
-        seen, true = (view.available_pages, view.free_rows), (worker.pool.available_pages, len(worker.free_rows))
+        pool, rows = worker.state.pool, worker.state.free_rows
+        seen, true = (view.available_pages, view.free_rows), (pool.available_pages, len(rows))
         assert seen == true, f"the scheduler sees {seen} free pages and rows on {worker.address}, it has {true}"
         assert view.prefill_tokens == 0, f"the scheduler sees {view.prefill_tokens} tokens on {worker.address}"
-        assert view.prefixes == set(worker.pool.index.pages), f"the scheduler sees other prefixes on {worker.address}"
+        assert view.prefixes == set(pool.index.pages), f"the scheduler sees other prefixes on {worker.address}"
 
 
 def check_gateway_at_rest(gateway: GatewayActor) -> None:

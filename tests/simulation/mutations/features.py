@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors import worker
+from actors import landing
 from actors.constraint_calls import ConstraintCalls
 from actors.constraint_work import ConstraintWork
 from actors.gateway import GatewayActor
@@ -16,6 +16,7 @@ from actors.prefill import PrefillJob
 from actors.turn_planner import TurnPlanner
 from actors.waiting import WaitingGroups
 from actors.worker import WorkerActor
+from actors.worker_state import WorkerState
 from runtime.prefix_cache import chain_of
 from tests.simulation.mutations.planted import Planted
 
@@ -94,12 +95,12 @@ def complete_constraint_goes_on(patch: pytest.MonkeyPatch) -> None:
 def failed_constraint_is_kept(patch: pytest.MonkeyPatch) -> None:
     """The worker gives up a choice whose constraint fails and tells nobody why."""
 
-    def mutant(self: WorkerActor, ctx: Any, key: Any, choices: Any, index: int, error: Any) -> None:
-        self.prefill.cancel(key, choices, self._next_fence)
-        self.decode.cancel(key, choices, self._next_fence)
-        self._give_up(ctx, key, choices, error.message)
+    def mutant(self: WorkerState, ctx: Any, key: Any, choices: Any, index: int, error: Any) -> None:
+        self.prefill.cancel(key, choices, self.next_fence)
+        self.decode.cancel(key, choices, self.next_fence)
+        self.give_up(ctx, key, choices, error.message)
 
-    patch.setattr(WorkerActor, "_reject", mutant)
+    patch.setattr(WorkerState, "reject", mutant)
 
 
 def scores_come_with_every_token(patch: pytest.MonkeyPatch) -> None:
@@ -114,14 +115,14 @@ def scores_come_with_every_token(patch: pytest.MonkeyPatch) -> None:
 
 def scores_of_early_chunks_are_lost(patch: pytest.MonkeyPatch) -> None:
     """Only the last chunk of a prompt has logprobs."""
-    land = worker._land_scores
+    land = landing._land_scores
 
     def mutant(flight: Any, scores: Any) -> Any:
         for chunk in flight.scored:
             chunk.job.scores.clear()
         return land(flight, scores)
 
-    patch.setattr(worker, "_land_scores", mutant)
+    patch.setattr(landing, "_land_scores", mutant)
 
 
 def scores_are_lost_with_their_attempt(patch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def pages_freed_while_a_copy_reads_them(patch: pytest.MonkeyPatch) -> None:
 
     async def mutant(self: WorkerActor, ctx: Any, turn: Turn) -> Flight | None:
         flight = await execute(self, ctx, turn)
-        return None if flight is None else msgspec.structs.replace(flight, retires=self._turn)
+        return None if flight is None else msgspec.structs.replace(flight, retires=self.state.turn)
 
     patch.setattr(WorkerActor, "_execute", mutant)
 

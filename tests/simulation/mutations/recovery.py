@@ -19,7 +19,8 @@ from actors.scheduler import SchedulerActor
 from actors.supervisor import WorkerSupervisor
 from actors.tombstones import Recent
 from actors.transfer import TransferActor
-from actors.worker import WorkerActor
+from actors.worker_commands import WorkerCommands
+from actors.worker_state import WorkerState
 from tests.simulation.mutations.planted import Planted
 
 # --- reports
@@ -118,25 +119,25 @@ def old_deaths_end_new_lives(patch: pytest.MonkeyPatch) -> None:
 
 def duplicate_reserve_is_leased_twice(patch: pytest.MonkeyPatch) -> None:
     """A reservation that is asked for again takes pages again."""
-    reserve = WorkerActor._reserve
+    reserve = WorkerCommands._reserve
 
-    def mutant(self: WorkerActor, ctx: Any, message: Any) -> None:
+    def mutant(self: WorkerCommands, ctx: Any, message: Any) -> None:
         self._leased = Recent()
-        self.decode.leases.pop(message.key, None)
+        self._state.decode.leases.pop(message.key, None)
         reserve(self, ctx, message)
 
-    patch.setattr(WorkerActor, "_reserve", mutant)
+    patch.setattr(WorkerCommands, "_reserve", mutant)
 
 
 def duplicate_prefill_is_computed_twice(patch: pytest.MonkeyPatch) -> None:
     """A prefill that has begun, or ended, begins again."""
-    start_prefill = WorkerActor._start_prefill
+    start_prefill = WorkerCommands._start_prefill
 
-    def mutant(self: WorkerActor, ctx: Any, message: Any) -> None:
+    def mutant(self: WorkerCommands, ctx: Any, message: Any) -> None:
         self._begun = Recent()
         start_prefill(self, ctx, message)
 
-    patch.setattr(WorkerActor, "_start_prefill", mutant)
+    patch.setattr(WorkerCommands, "_start_prefill", mutant)
 
 
 def repeated_tokens_are_accepted(patch: pytest.MonkeyPatch) -> None:
@@ -173,7 +174,7 @@ def nothing_is_sent_again(patch: pytest.MonkeyPatch) -> None:
 
 def acknowledgements_are_not_sent(patch: pytest.MonkeyPatch) -> None:
     """The decode worker keeps to itself that a chunk has come."""
-    patch.setattr(WorkerActor, "_acknowledge", lambda self, ctx, ready: None)
+    patch.setattr(WorkerState, "acknowledge", lambda self, ctx, ready: None)
 
 
 def cancel_keeps_credits(patch: pytest.MonkeyPatch) -> None:
