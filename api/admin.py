@@ -19,9 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.client import WorkerClient
 from actors.messages import Address, DrainAnswer, ErrorInfo, WorkerStatus
-from api.bodies import decode_small
+from api.bodies import decode_small, read_body
 from api.errors import error_body, send_error
-from api.generate import read_body
 from api.health import worker_body
 from runtime.chaos.campaign import Campaign, Chaos
 from runtime.chaos.spec import SpecError

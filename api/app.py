@@ -19,6 +19,7 @@ from starlette.routing import Route
 from actors.client import EngineClient
 from actors.messages import ErrorInfo
 from api.admin import Admin, admin_routes
+from api.admission import Admission
 from api.chat import ChatAnswer, prepare_chat
 from api.completions import CompletionAnswer, prepare_completion
 from api.edge import Edge, LastResort
@@ -51,8 +52,9 @@ def create_app(
     operations = operations or Operations(metrics=Metrics())
     client = ObservedClient(client, operations.metrics)
     limiter = anyio.CapacityLimiter(settings.tokenizer_threads)
-    chat = GenerateEndpoint(model, client, readiness, settings, limiter, prepare_chat, ChatAnswer)
-    completions = GenerateEndpoint(model, client, readiness, settings, limiter, prepare_completion, CompletionAnswer)
+    admission = Admission(readiness, settings, limiter)
+    chat = GenerateEndpoint(model, client, settings, admission, prepare_chat, ChatAnswer)
+    completions = GenerateEndpoint(model, client, settings, admission, prepare_completion, CompletionAnswer)
 
     async def list_models(request: Request) -> Response:
         return json_response(model_list(model))
@@ -65,7 +67,7 @@ def create_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"], name="chat"),
             Route("/v1/completions", completions, methods=["POST"], name="completions"),
-            *response_routes(model, client, readiness, settings, limiter),
+            *response_routes(model, client, settings, admission),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
             openapi_route(needs_key=bool(settings.api_keys)),

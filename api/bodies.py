@@ -1,18 +1,41 @@
-"""Small JSON bodies of routes that generate nothing: decoded by a type, refused by the field's name."""
+"""The bodies of requests: how they are read, and small ones decoded by a type and refused by the field's name."""
 
 import re
 from typing import TypeVar
 
+import anyio
 import msgspec
 from starlette.types import Receive
 
-from api.generate import read_body
 from api.model import ApiSettings
 from runtime.errors import RequestError
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _OWN_FIELD = re.compile(r"(?:missing required|contains unknown) field `([^`]*)`$")
+
+
+async def read_body(receive: Receive, max_bytes: int, timeout_s: float) -> bytes | None:
+    """The request's body, or None when the client went away before its end."""
+    with anyio.move_on_after(timeout_s):
+        return await _read_parts(receive, max_bytes)
+    raise RequestError(f"the body did not arrive within {timeout_s:g} seconds", status=408, code="request_timeout")
+
+
+async def _read_parts(receive: Receive, max_bytes: int) -> bytes | None:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        size += len(part)
+        if size > max_bytes:
+            raise RequestError(f"the body is larger than {max_bytes} bytes", status=413, code="request_too_large")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 async def read_small(receive: Receive, settings: ApiSettings) -> bytes:

@@ -1,10 +1,7 @@
 """The routes of `/v1/responses`: what comes in is read and checked here, what goes out is made by the service."""
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
-import anyio
-import anyio.to_thread
 import msgspec
 import orjson
 from starlette.requests import Request
@@ -13,9 +10,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from actors.client import EngineClient
-from api.errors import from_request_error, send_error
-from api.generate import not_ready, read_body
-from api.model import ApiSettings, Readiness, ServedModel
+from api.admission import Admission
+from api.model import ApiSettings, ServedModel
 from api.responses.items import Item
 from api.responses.prepare import Prepared, prepare
 from api.responses.schema import ResponsesBody
@@ -34,14 +30,13 @@ DEFAULT_PAGE = 20
 def response_routes(
     model: ServedModel,
     client: EngineClient,
-    readiness: Callable[[], Readiness],
     settings: ApiSettings,
-    limiter: anyio.CapacityLimiter,
+    admission: Admission,
 ) -> list[Route]:
     """Everything below `/v1/responses`."""
     service = ResponseService(model, client, settings)
     one = OneResponse(service)
-    create = CreateEndpoint(service, model, readiness, settings, limiter)
+    create = CreateEndpoint(service, model, settings, admission)
     return [
         Route("/v1/responses", create, methods=["POST"], name="responses"),
         Route("/v1/responses/{id}", Retrieve(service), methods=["GET"]),
@@ -58,47 +53,34 @@ class CreateEndpoint:
         self,
         service: ResponseService,
         model: ServedModel,
-        readiness: Callable[[], Readiness],
         settings: ApiSettings,
-        limiter: anyio.CapacityLimiter,
+        admission: Admission,
     ) -> None:
         self._service = service
         self._model = model
-        self._readiness = readiness
         self._settings = settings
-        self._limiter = limiter
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        state = self._readiness()
-        if not state.is_open:
-            await send_error(send, not_ready(state))
-            return
-        try:
-            data = await read_body(receive, self._settings.max_body_bytes, self._settings.body_timeout_s)
-            if data is None:
-                return
-            timed = wants_timing(scope["headers"])
-            body = await self._in_thread(decode_body, data, ResponsesBody)
-            prepared = await self._prepare(body)
-        except RequestError as error:
-            await send_error(send, from_request_error(error))
-            return
-        job = msgspec.structs.replace(prepared.job, include_timing=timed)
-        prepared = msgspec.structs.replace(prepared, job=job)
-        await self._service.answer(prepared, receive, send, stream=bool(body.stream))
 
-    async def _prepare(self, body: ResponsesBody) -> Prepared:
+        async def prepare(data: bytes) -> Prepared:
+            timed = wants_timing(scope["headers"])
+            prepared = await self._prepare(data)
+            job = msgspec.structs.replace(prepared.job, include_timing=timed)
+            return msgspec.structs.replace(prepared, job=job)
+
+        prepared = await self._admission.admit(receive, send, prepare)
+        if prepared is not None:
+            await self._service.answer(prepared, receive, send)
+
+    async def _prepare(self, data: bytes) -> Prepared:
+        in_thread = self._admission.in_thread
+        body = await in_thread(decode_body, data, ResponsesBody)
         previous = None
         if body.previous_response_id is not None:
             previous = _previous(self._service, body.previous_response_id)
-
-        return await self._in_thread(
-            prepare, body, previous, self._service.store.find_item, self._model, self._settings
-        )
-
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        return await anyio.to_thread.run_sync(work, *args, limiter=self._limiter, abandon_on_cancel=True)
+        return await in_thread(prepare, body, previous, self._service.store.find_item, self._model, self._settings)
 
 
 def _previous(service: ResponseService, response_id: str) -> Kept:

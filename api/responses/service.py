@@ -50,13 +50,13 @@ class ResponseService:
         self._client = client
         self._settings = settings
 
-    async def answer(self, prepared: Prepared, receive: Receive, send: Send, *, stream: bool) -> None:
+    async def answer(self, prepared: Prepared, receive: Receive, send: Send) -> None:
         """Runs a response and sends it, whole or in events, while its client is there."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_on_disconnect, receive, tasks.cancel_scope)
             if prepared.response.background:
-                await self._answer_background(prepared, send, stream)
-            elif stream:
+                await self._answer_background(prepared, send)
+            elif prepared.job.stream:
                 await self._answer_stream(prepared, send)
             else:
                 await self._answer_whole(prepared, send)
@@ -101,14 +101,14 @@ class ResponseService:
         self._keep(prepared, progress.response)
         await writer.write(encode_events(last), last=True)
 
-    async def _answer_background(self, prepared: Prepared, send: Send, stream: bool) -> None:
+    async def _answer_background(self, prepared: Prepared, send: Send) -> None:
         if len(self.background) >= self.store.limits.max_responses:
             await send_error(send, _TOO_MANY)
             return
-        run = BackgroundRun(prepared, self._progress(prepared), streamed=stream)
+        run = BackgroundRun(prepared, self._progress(prepared), streamed=prepared.job.stream)
         queued = run.response
         self.background.start(run, partial(self._work, run), self._keep_run)
-        if stream:
+        if prepared.job.stream:
             await self._send_events(run, 0, send)
         else:
             await send_json(send, _json(queued))

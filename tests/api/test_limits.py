@@ -15,8 +15,8 @@ from actors.client import ClientEvent, GenerateRequest
 from actors.messages import ErrorInfo, Failed
 from api import schema, validate
 from api.app import create_app
+from api.bodies import read_body
 from api.checks import check_token_ids
-from api.generate import read_body
 from api.model import ApiSettings, Readiness, ServedModel
 from api.schema import ChatBody, CompletionBody, decode_body
 from api.validate import encode_prompt
