@@ -28,6 +28,7 @@ from runtime.sampling_params import ConstraintSpec, SamplingParams
 from runtime.text_stream import TextOptions, TextStream
 from runtime.tokens import Tokenizer
 from runtime.topology import parse_topology
+from tests.chaos.mortal import make_mortal
 from tests.e2e.parity import EngineShelf
 
 TOPOLOGY = parse_topology("prefill=2,decode=2")
@@ -123,13 +124,16 @@ class Server:
         self._mover = DevicePutMover({name: engine.placement.chunk for name, engine in self.engines.items()})
 
     def run(
-        self, requests: list[GenerateRequest], spec: str | None, seed: int
+        self, requests: list[GenerateRequest], spec: str | None, seed: int, deaths: Mapping[str, int] | None = None
     ) -> tuple[dict[str, Answer], Campaign | None]:
-        """All requests at once, struck as `spec` says from their arrival on; the campaign tells what struck."""
-        return anyio.run(self._run, requests, spec, seed)
+        """All requests at once, struck as `spec` says from their arrival on; the campaign tells what struck.
+
+        `deaths` are of actors without a slice, each at so many messages.
+        """
+        return anyio.run(self._run, requests, spec, seed, deaths or {})
 
     async def _run(
-        self, requests: list[GenerateRequest], spec: str | None, seed: int
+        self, requests: list[GenerateRequest], spec: str | None, seed: int, deaths: Mapping[str, int]
     ) -> tuple[dict[str, Answer], Campaign | None]:
         chaos = Chaos(TOPOLOGY, seed, verifies_kv=True)
         engines: Mapping[str, Engine] = {
@@ -139,6 +143,7 @@ class Server:
         answers: dict[str, Answer] = {}
         async with running_system(engines, TOPOLOGY, mover, self._text, OPTIONS, self._constraints) as system:
             campaign = chaos.begin(spec) if spec is not None else None
+            mortal = make_mortal(system, deaths)
 
             async def ask(request: GenerateRequest) -> None:
                 answers[request.request] = await _ask(system, request)
@@ -148,6 +153,7 @@ class Server:
                     group.start_soon(ask, request)
             chaos.end()
             await _settled(system)
+            assert all(supervisor.epoch == 2 for supervisor in mortal.values()), "not everybody died"
         return answers, campaign
 
     def _text(self, options: TextOptions) -> TextStream:

@@ -28,6 +28,15 @@ STRIKES = {
 }
 
 
+DEATHS = {
+    "the scheduler dies while it places requests": {"scheduler": 12},
+    "the scheduler dies while requests run": {"scheduler": 60},
+    "transfer dies": {"transfer": 9},
+    "both die": {"scheduler": 40, "transfer": 20},
+}
+"""With which message whose first life ends."""
+
+
 @pytest.fixture(scope="module")
 def server() -> Server:
     return Server()
@@ -63,5 +72,20 @@ def test_no_client_notices(
     answers, campaign = server.run(requests, spec, seed=1)
     assert campaign is not None
     assert all(campaign.hits().values()), f"not everything struck: {campaign.hits()}"
+    assert len(judge(reference, requests, undisturbed, answers)) <= 2
+    assert compilations.count == before
+
+
+@pytest.mark.parametrize("deaths", DEATHS.values(), ids=DEATHS.keys())
+def test_no_client_notices_the_death_of_an_actor_without_a_slice(
+    server: Server,
+    requests: list[GenerateRequest],
+    undisturbed: dict[str, Answer],
+    reference: ReferenceModel,
+    deaths: dict[str, int],
+) -> None:
+    """They come back with nothing, and learn what there is from the workers."""
+    before = compilations.count
+    answers, _ = server.run(requests, None, seed=1, deaths=deaths)
     assert len(judge(reference, requests, undisturbed, answers)) <= 2
     assert compilations.count == before
