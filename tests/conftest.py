@@ -1,15 +1,20 @@
 """What jax reads once, at its first import: eight virtual CPU devices, and a folder for compiled programs.
 
 The folder outlives the run, so only the first run compiles everything. It is shared with servers that tests start.
+These are also to hear Ctrl-C, which a shell has its background jobs, and all that they start, ignore.
 """
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _COUNT = "--xla_force_host_platform_device_count"
