@@ -31,6 +31,7 @@ from runtime.weights import load_weights
 from tests.reference_model import ReferenceModel
 
 PAGE_SIZE = 16
+PATIENCE_S = 36_000.0
 
 
 class Answer(msgspec.Struct):
@@ -157,7 +158,12 @@ async def _answers(
 
 
 async def ask(system: System, request: GenerateRequest) -> Answer:
-    """The answer to a request of one choice, which must succeed."""
+    """The answer to a request of one choice, which must succeed.
+
+    It may wait for long: these engines compile while they serve, and from the little that ends meanwhile the scheduler
+    concludes that newcomers would wait for minutes.
+    """
+    request = msgspec.structs.replace(request, queue_timeout_s=PATIENCE_S)
     answer = Answer([], [], 0)
     async with system.client.stream(request) as events:
         async for event in events:
